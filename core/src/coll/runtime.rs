@@ -1,0 +1,733 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The state in memory of one loaded collection: its slots, vectors and index. Owns which slots are free,
+//! which are still to be indexed and which blocks of the two streams changed; promises that a search sees every
+//! live record at once, whatever the index has taken in.
+//!
+//! Life: [`Collection::new`]; to load a stored one, [`load_slots`](Collection::load_slots) and
+//! [`load_vector_bytes`](Collection::load_vector_bytes) with the two streams in order, then
+//! [`load_index`](Collection::load_index) once (also for a collection that was just made). After that
+//! [`put`](Collection::put) and [`drop_slot`](Collection::drop_slot) as transactions are applied,
+//! [`work`](Collection::work) in the background.
+
+use crate::dist::{admit, Meter, Metric, Query};
+use crate::env::Env;
+use crate::error::{Error, Step};
+use crate::format::{IndexRoot, Schema, Slot, BLOCK, SLOT_LIVE};
+use crate::index::{is_live, scan, AnyIndex, Bits, Gate, Inserted, Probe, VectorStore, View, SLOTS_MAX};
+use crate::mem::{self, Map, NoMemory};
+use alloc::vec::Vec;
+
+pub use crate::index::{Accept, Scratch as SearchScratch};
+
+/// Candidates that a search keeps if it does not say.
+pub const EF_SEARCH_DEFAULT: usize = 64;
+/// Largest dimension.
+pub const DIM_MAX: u32 = 65_536;
+/// How far a put may reach behind the end of the slot table: slots are handed out one after the other.
+const SLOT_GAP_MAX: u64 = 1024;
+const BLOCK_SHIFT: u32 = BLOCK.trailing_zeros();
+
+/// What a search asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct SearchParams<'a> {
+    /// The vector, f32 bits.
+    pub query: &'a [u32],
+    /// Most results.
+    pub k: usize,
+    /// Candidates that an approximate index keeps (at least `k` are kept); 0 for its default.
+    pub ef: usize,
+    /// Only results whose key is at most this (a radius; see `dist::bits_to_key`). Then the answer is exact.
+    pub radius: Option<u64>,
+    /// Exact answer.
+    pub exact: bool,
+}
+
+/// One result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// Record id.
+    pub id: u64,
+    /// Its slot.
+    pub slot: u64,
+    /// Key of the distance.
+    pub key: u64,
+}
+
+/// What a search cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SearchStats {
+    /// Distances computed.
+    pub distances: u64,
+    /// Nodes of the graph expanded.
+    pub hops: u64,
+    /// Slots that were scanned because they are not in the index yet.
+    pub pending: u64,
+    /// The whole collection was scanned.
+    pub scanned: bool,
+}
+
+/// Figures for `vexfs collection info`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CollectionInfo {
+    /// Slots in the table.
+    pub slots: u64,
+    /// Live ones.
+    pub live: u64,
+    /// Live ones whose vector is damaged.
+    pub damaged: u64,
+    /// Slots that the next inserts take before the table grows.
+    pub reusable: u64,
+    /// Live slots that the index has not taken in yet.
+    pub pending: u64,
+    /// Removed nodes that the graph still passes through.
+    pub tombstones: u64,
+    /// Layers of the graph; 0 for other kinds.
+    pub layers: u32,
+    /// Links in the graph.
+    pub links: u64,
+    /// Bytes of memory.
+    pub memory: usize,
+}
+
+/// Which slots are what.
+#[derive(Debug, Default)]
+struct Sets {
+    /// Live slots with a sound vector.
+    searchable: Bits,
+    /// Of these, those that the index does not find.
+    pending: Bits,
+    /// Live slots whose vector is damaged.
+    damaged: Bits,
+    /// Slots that a put may take.
+    free: Bits,
+    /// While loading: slots whose vector was not there or does not match its checksum.
+    bad: Bits,
+    /// Blocks of the slot stream that changed.
+    dirty_slots: Bits,
+    /// Blocks of the vector stream that changed.
+    dirty_vectors: Bits,
+}
+
+/// The state in memory of one collection. A small value: the parts are on the heap.
+#[derive(Debug)]
+pub struct Collection {
+    /// Inode of the directory.
+    pub ino: u64,
+    /// The schema, as of the newest transaction.
+    pub schema: Schema,
+    metric: Metric,
+    store: VectorStore,
+    index: mem::Box<AnyIndex>,
+    /// Record id → live slot.
+    ids: Map<u64>,
+    sets: mem::Box<Sets>,
+    changes: u64,
+    /// See [`Collection::rebuilding`].
+    rebuilding: bool,
+    scratch: mem::Box<SearchScratch>,
+}
+
+/// CRC-32C of a vector's bytes (little-endian f32): [`Slot::crc`].
+pub fn vector_crc(env: &Env, words: &[u32]) -> u32 {
+    let mut crc = 0;
+    let mut bytes = [0u8; 256];
+    for some in words.chunks(64) {
+        for (to, w) in bytes.chunks_exact_mut(4).zip(some) {
+            to.copy_from_slice(&w.to_le_bytes());
+        }
+        crc = (env.crc32c)(crc, bytes.get(..some.len().wrapping_mul(4)).unwrap_or(&[]));
+    }
+    crc
+}
+
+/// Blocks that the bytes from `start` to `end` lie in.
+fn blocks(start: u64, end: u64) -> core::ops::Range<u64> {
+    start >> BLOCK_SHIFT..end.div_ceil(1 << BLOCK_SHIFT)
+}
+
+impl Collection {
+    /// An empty collection. Fails with `NotSupported` for an index kind, metric or element type that does not
+    /// exist, and with `Invalid` for a dimension out of range.
+    pub fn new(ino: u64, schema: Schema) -> Result<Collection, Error> {
+        let metric = Metric::from_u32(schema.metric).ok_or(Error::NotSupported)?;
+        if schema.element != 1 {
+            return Err(Error::NotSupported);
+        }
+        if schema.dim == 0 || schema.dim > DIM_MAX {
+            return Err(Error::Invalid);
+        }
+        Ok(Collection {
+            ino,
+            schema,
+            metric,
+            store: VectorStore::new(schema.dim as usize),
+            index: mem::Box::try_new(AnyIndex::new(&schema)?)?,
+            ids: Map::new(),
+            sets: mem::Box::try_new(Sets::default())?,
+            changes: 0,
+            rebuilding: false,
+            scratch: mem::Box::try_new(SearchScratch::new())?,
+        })
+    }
+
+    /// Bytes of a vector in the vector stream.
+    fn vector_bytes(&self) -> u64 {
+        (self.store.dim() as u64).saturating_mul(4)
+    }
+
+    /// Slot and element at a byte of the vector stream.
+    fn vector_place(&self, offset: u64) -> (u64, usize) {
+        let per = self.vector_bytes();
+        let slot = offset.checked_div(per).unwrap_or(0);
+        (slot, offset.checked_rem(per).unwrap_or(0) as usize / 4)
+    }
+
+    /// Makes room in all sets for a table of `slots` slots.
+    fn grow_sets(&mut self, slots: u64) -> Result<(), NoMemory> {
+        let vectors = slots.saturating_mul(self.vector_bytes());
+        let s = &mut *self.sets;
+        for set in [&mut s.searchable, &mut s.pending, &mut s.damaged, &mut s.free, &mut s.bad] {
+            set.grow(slots)?;
+        }
+        s.dirty_slots.grow(blocks(0, slots.saturating_mul(Slot::SIZE as u64)).end)?;
+        s.dirty_vectors.grow(blocks(0, vectors).end)
+    }
+
+    // --- loading ---
+
+    /// The next bytes of the slot stream, a multiple of 32.
+    pub fn load_slots(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.len() % Slot::SIZE != 0 {
+            return Err(Error::Invalid);
+        }
+        let start = self.store.len();
+        let slots = start.saturating_add(bytes.len() / Slot::SIZE);
+        if slots as u64 > SLOTS_MAX {
+            return Err(Error::Corrupt);
+        }
+        self.grow_sets(slots as u64)?;
+        self.store.extend_heads(slots)?;
+        for (slot, b) in (start..slots).zip(bytes.chunks_exact(Slot::SIZE)) {
+            let head = Slot::parse(b).ok_or(Error::Invalid)?;
+            if head.seq != 0 {
+                self.sets.bad.set(slot as u64);
+            }
+            if let Some(h) = self.store.head_mut(slot) {
+                *h = head;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the vector stream at `offset`, both multiples of 4. Pieces come in order of offset and may cut a vector;
+    /// what is missing or damaged (pass zeros, or nothing) makes [`damaged`](Self::damaged) slots. After all slots.
+    pub fn load_vector_bytes(&mut self, env: &Env, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        if offset % 4 != 0 || bytes.len() % 4 != 0 {
+            return Err(Error::Invalid);
+        }
+        let dim = self.store.dim();
+        let mut rest = bytes;
+        let (first, mut at) = self.vector_place(offset);
+        for slot in first..self.slots() {
+            if rest.is_empty() {
+                break;
+            }
+            let len = dim.saturating_sub(at).saturating_mul(4).min(rest.len());
+            let (now, later) = rest.split_at_checked(len).ok_or(Error::Invalid)?;
+            rest = later;
+            self.store.vector_room(slot as usize)?;
+            let row = self.store.vector_mut(slot as usize).ok_or(Error::Invalid)?;
+            for (to, b) in row.iter_mut().skip(at).zip(now.chunks_exact(4)) {
+                *to = u32::from_le_bytes(b.try_into().unwrap_or([0; 4]));
+            }
+            let whole = at.saturating_add(len / 4) == dim;
+            if whole && self.sets.bad.get(slot) {
+                let crc = vector_crc(env, row);
+                if self.store.head(slot as usize).is_some_and(|h| h.crc == crc) {
+                    self.sets.bad.clear(slot);
+                }
+            }
+            at = 0;
+        }
+        Ok(())
+    }
+
+    /// Makes the head of a slot again that a damaged block took along, from its record. `sound`: the vector's own
+    /// blocks are good; otherwise it is reported as damaged. After all vectors; no effect on a slot that has a head.
+    pub fn restore_slot(&mut self, env: &Env, slot: u64, id: u64, seq: u64, sound: bool) -> Result<(), Error> {
+        if self.slot_head(slot).is_none_or(|h| h.seq != 0) || seq == 0 {
+            return Ok(());
+        }
+        self.store.vector_room(slot as usize)?;
+        let Some(words) = self.store.vector(slot as usize) else { return Ok(()) };
+        let crc = vector_crc(env, words);
+        let norm = admit(env.distance, self.metric, words);
+        let good = sound && norm.is_ok();
+        let head = Slot { id, seq, inv_norm: norm.unwrap_or(0), flags: SLOT_LIVE, crc: if good { crc } else { !crc } };
+        if !good {
+            self.sets.bad.set(slot);
+        }
+        if let Some(h) = usize::try_from(slot).ok().and_then(|s| self.store.head_mut(s)) {
+            *h = head;
+        }
+        self.sets.dirty_slots.set(blocks(slot.saturating_mul(Slot::SIZE as u64), u64::MAX).start);
+        Ok(())
+    }
+
+    /// Ends loading, with the persisted index if there is one. An index that is damaged, of another kind or version
+    /// is left aside: all live slots are then pending.
+    pub fn load_index(&mut self, env: &Env, index: Option<(&IndexRoot, &[u8])>) -> Result<(), Error> {
+        let used = self.store.heads().enumerate().filter(|(_, h)| h.seq != 0).map(|(i, _)| i).last();
+        self.store.truncate(used.map_or(0, |i| i.saturating_add(1)));
+        let s = &mut *self.sets;
+        for set in [&mut s.searchable, &mut s.pending, &mut s.damaged, &mut s.free] {
+            set.reset();
+        }
+        self.ids.clear();
+        for slot in 0..self.slots() {
+            self.admit_slot(slot)?;
+        }
+        if let Some((root, bytes)) = index {
+            let whole = bytes.get(..usize::try_from(root.len).unwrap_or(usize::MAX));
+            let sound = whole.filter(|b| root.kind == self.index.kind() && (env.crc32c)(0, b) == root.crc);
+            if let Some(b) = sound {
+                let view = View { store: &self.store, metric: self.metric };
+                self.index.load(&view, root.version, b, &self.sets.bad)?;
+            }
+        }
+        self.sort_slots();
+        self.sets.bad.reset();
+        self.changes = 0;
+        Ok(())
+    }
+
+    /// Enters a loaded slot as live or damaged.
+    fn admit_slot(&mut self, slot: u64) -> Result<(), Error> {
+        let Some(head) = self.slot_head(slot).copied().filter(is_live) else { return Ok(()) };
+        // Two slots of one id never come from this code; the newer vector counts.
+        if let Some(other) = self.slot_of(head.id) {
+            let newer = self.slot_head(other).is_some_and(|o| o.seq > head.seq);
+            let loser = if newer { slot } else { other };
+            if let Some(h) = self.store.head_mut(loser as usize) {
+                h.flags &= !SLOT_LIVE;
+            }
+            self.sets.searchable.clear(loser);
+            self.sets.damaged.clear(loser);
+            self.sets.dirty_slots.set(blocks(loser.saturating_mul(Slot::SIZE as u64), u64::MAX).start);
+            if newer {
+                return Ok(());
+            }
+        }
+        self.ids.insert(head.id, slot)?;
+        if self.sets.bad.get(slot) {
+            self.sets.damaged.set(slot);
+        } else {
+            self.sets.searchable.set(slot);
+        }
+        Ok(())
+    }
+
+    /// Sorts all slots anew into pending and free ones.
+    fn sort_slots(&mut self) {
+        self.sets.pending.reset();
+        self.sets.free.reset();
+        for slot in 0..self.store.len() as u32 {
+            let at = u64::from(slot);
+            if self.sets.searchable.get(at) {
+                if !self.index.get().finds(slot) {
+                    self.sets.pending.set(at);
+                }
+            } else if !self.sets.damaged.get(at) && !self.index.get().holds(slot) {
+                self.sets.free.set(at);
+            }
+        }
+    }
+
+    // --- slots ---
+
+    /// Length of the slot table.
+    pub fn slots(&self) -> u64 {
+        self.store.len() as u64
+    }
+
+    /// Live slots.
+    pub fn live(&self) -> u64 {
+        self.sets.searchable.count().saturating_add(self.sets.damaged.count())
+    }
+
+    /// The head of a slot, also of an empty or dead one.
+    pub fn slot_head(&self, slot: u64) -> Option<&Slot> {
+        self.store.head(usize::try_from(slot).ok()?)
+    }
+
+    /// The vector of a live slot; `None` if it is not live or damaged.
+    pub fn vector(&self, slot: u64) -> Option<&[u32]> {
+        if self.sets.searchable.get(slot) {
+            self.store.vector(slot as usize)
+        } else {
+            None
+        }
+    }
+
+    /// The live slot of a record, also if its vector is damaged.
+    pub fn slot_of(&self, id: u64) -> Option<u64> {
+        self.ids.get(id).copied()
+    }
+
+    /// Whether the slot is live and its vector damaged.
+    pub fn is_damaged(&self, slot: u64) -> bool {
+        self.sets.damaged.get(slot)
+    }
+
+    /// Live slots whose vector is damaged, in order.
+    pub fn damaged(&self) -> impl Iterator<Item = u64> + '_ {
+        self.sets.damaged.iter(0)
+    }
+
+    /// Live slots with a sound vector in order, from `from` on.
+    pub fn live_slots(&self, from: u64) -> impl Iterator<Item = (u64, &Slot)> + '_ {
+        self.sets.searchable.iter(from).filter_map(|s| Some((s, self.slot_head(s)?)))
+    }
+
+    /// The slot for the `nth` (from 0) of the next inserts: reusable ones lowest first, then new ones.
+    pub fn free_slot(&self, nth: u64) -> u64 {
+        match nth.checked_sub(self.sets.free.count()) {
+            None => self.sets.free.nth(nth).unwrap_or(u64::MAX),
+            Some(more) => self.slots().saturating_add(more),
+        }
+    }
+
+    /// Makes sure that the next `puts` calls of [`put`](Self::put) with slots up to `max_slot` do not fail.
+    pub fn reserve_put(&mut self, puts: usize, max_slot: u64) -> Result<(), NoMemory> {
+        let gap = SLOT_GAP_MAX.saturating_add(puts as u64);
+        if max_slot >= SLOTS_MAX || max_slot > self.slots().saturating_add(gap) {
+            return Err(NoMemory);
+        }
+        let slots = self.slots().max(max_slot.saturating_add(1));
+        self.grow_sets(slots)?;
+        self.store.reserve(slots as usize)?;
+        self.ids.reserve(puts)
+    }
+
+    /// Stores a vector: after its transaction was applied, or at replay of the log. What the slot held is gone; a
+    /// record that had the same id elsewhere is to be dropped with [`drop_slot`](Self::drop_slot).
+    pub fn put(&mut self, slot: u64, head: Slot, words: &[u32]) -> Result<(), Error> {
+        if words.len() != self.store.dim() {
+            return Err(Error::WrongDimension);
+        }
+        self.reserve_put(1, slot)?;
+        let end = self.slots();
+        self.store.extend_to((slot as usize).saturating_add(1))?;
+        for new in end..slot {
+            self.sets.free.set(new);
+        }
+        self.drop_slot(slot);
+        let index = self.index.get_mut();
+        index.overwritten(slot as u32);
+        let (Some(h), holds) = (self.store.head_mut(slot as usize), index.holds(slot as u32)) else {
+            return Err(Error::NoMemory);
+        };
+        *h = head;
+        if let Some(row) = self.store.vector_mut(slot as usize) {
+            for (to, w) in row.iter_mut().zip(words) {
+                *to = *w;
+            }
+        }
+        if is_live(&head) {
+            self.ids.insert(head.id, slot)?;
+            self.sets.free.clear(slot);
+            self.sets.searchable.set(slot);
+            if !self.index.get().finds(slot as u32) {
+                self.sets.pending.set(slot);
+            }
+        } else if !holds {
+            self.sets.free.set(slot);
+        }
+        self.touch_slot(slot);
+        let start = slot.saturating_mul(self.vector_bytes());
+        for b in blocks(start, start.saturating_add(self.vector_bytes())) {
+            self.sets.dirty_vectors.set(b);
+        }
+        Ok(())
+    }
+
+    fn touch_slot(&mut self, slot: u64) {
+        let start = slot.saturating_mul(Slot::SIZE as u64);
+        self.sets.dirty_slots.set(start >> BLOCK_SHIFT);
+    }
+
+    /// The record of the slot is gone. The slot becomes reusable when no index needs it any more.
+    pub fn drop_slot(&mut self, slot: u64) {
+        let Some(head) = self.store.head_mut(usize::try_from(slot).unwrap_or(usize::MAX)) else { return };
+        if !is_live(head) {
+            return;
+        }
+        head.flags &= !SLOT_LIVE;
+        let id = head.id;
+        if self.slot_of(id) == Some(slot) {
+            self.ids.remove(id);
+        }
+        self.sets.searchable.clear(slot);
+        self.sets.damaged.clear(slot);
+        self.sets.pending.clear(slot);
+        let index = self.index.get_mut();
+        if index.holds(slot as u32) {
+            index.remove(slot as u32);
+            self.changes = self.changes.saturating_add(1);
+        } else {
+            self.sets.free.set(slot);
+        }
+        self.touch_slot(slot);
+    }
+
+    // --- index ---
+
+    /// Live slots that the index has not taken in.
+    pub fn pending(&self) -> usize {
+        self.sets.pending.count() as usize
+    }
+
+    /// Whether the index is being built anew after [`rebuild`](Self::rebuild) and has not taken in yet what was there
+    /// then: searches do not wait for such work, they scan what is pending.
+    pub fn rebuilding(&self) -> bool {
+        self.rebuilding && self.sets.pending.count() > 0
+    }
+
+    /// Whether [`work`](Self::work) has something to do.
+    pub fn has_work(&self) -> bool {
+        self.sets.pending.count() > 0 || self.index.get().needs_maintenance()
+    }
+
+    /// Takes up to `budget` pending slots into the index, or does as much consolidation. True: there is more.
+    pub fn work(&mut self, env: &Env, budget: usize) -> Result<bool, Error> {
+        let view = View { store: &self.store, metric: self.metric };
+        let mut meter = Meter::new(env.distance);
+        let mut inserts = budget.max(1);
+        let index = self.index.get_mut();
+        if index.needs_maintenance() {
+            inserts = inserts.div_ceil(2);
+            let sets = &mut *self.sets;
+            let (searchable, damaged, free) = (&sets.searchable, &sets.damaged, &mut sets.free);
+            let mut freed = |slot: u32| {
+                let at = u64::from(slot);
+                if !searchable.get(at) && !damaged.get(at) {
+                    free.set(at);
+                }
+            };
+            self.changes = self.changes.saturating_add(1);
+            index.maintain(&view, &mut meter, &mut self.scratch, inserts, &mut freed)?;
+        }
+        let mut next = self.sets.pending.next(0);
+        while let Some(slot) = next {
+            if inserts == 0 {
+                break;
+            }
+            if index.insert(&view, &mut meter, &mut self.scratch, slot as u32)? == Inserted::Yes {
+                self.sets.pending.clear(slot);
+                self.changes = self.changes.saturating_add(1);
+                inserts = inserts.saturating_sub(1);
+            }
+            next = slot.checked_add(1).and_then(|s| self.sets.pending.next(s));
+        }
+        self.rebuilding &= self.sets.pending.count() > 0;
+        Ok(self.has_work())
+    }
+
+    /// Nearest first, ties by lower id, into `out` (emptied first). With `accept`, `k` results come whenever so many
+    /// acceptable records exist. Fails with `WrongDimension`, `BadVector` or `ZeroVector` for a query that cannot be.
+    pub fn search(
+        &self,
+        env: &Env,
+        req: &SearchParams<'_>,
+        accept: Option<&mut Accept<'_>>,
+        scratch: &mut SearchScratch,
+        out: &mut Vec<Hit>,
+    ) -> Step<SearchStats> {
+        out.clear();
+        let query = self.query(env, req.query)?;
+        let view = View { store: &self.store, metric: self.metric };
+        let mut meter = Meter::new(env.distance);
+        let mut gate = Gate::new(accept);
+        let mut stats = SearchStats::default();
+        scratch.marks.begin(self.store.len())?;
+        scratch.best.begin(req.k, req.radius);
+        let ef = if req.ef == 0 { EF_SEARCH_DEFAULT } else { req.ef }.max(req.k);
+        let all = self.sets.searchable.count();
+        let indexed = all.saturating_sub(self.sets.pending.count());
+        // With as many candidates as records, or for a radius, only the scan is right.
+        let mut done = false;
+        if !req.exact && req.radius.is_none() && req.k > 0 && (ef as u64) < indexed {
+            // Far results that pass a narrow filter are found sooner by measuring everything.
+            let limit = if gate.is_filter() { all / 2 } else { u64::MAX };
+            let probe = Probe { query: &query, ef, limit };
+            done = self.index.get().nearest(&view, &probe, &mut meter, &mut gate, scratch, &mut stats.hops)?;
+            done = done && scratch.found.len() >= req.k;
+        }
+        if done {
+            for (key, slot) in scratch.found.items() {
+                if let Some(head) = self.store.head(*slot as usize) {
+                    scratch.best.offer(*key, head.id, *slot)?;
+                }
+            }
+            stats.pending = self.sets.pending.count();
+        } else {
+            stats.scanned = true;
+        }
+        let slots = if done { &self.sets.pending } else { &self.sets.searchable };
+        scan(&view, &query, slots, &mut meter, &mut gate, &mut scratch.marks, &mut scratch.best)?;
+        let best = scratch.best.sorted();
+        mem::reserve(out, best.len())?;
+        for (key, id, slot) in best {
+            mem::push(out, Hit { id: *id, slot: u64::from(*slot), key: *key })?;
+        }
+        stats.distances = meter.count;
+        Ok(stats)
+    }
+
+    fn query<'a>(&self, env: &Env, words: &'a [u32]) -> Result<Query<'a>, Error> {
+        if words.len() != self.store.dim() {
+            return Err(Error::WrongDimension);
+        }
+        Ok(Query { metric: self.metric, words, inv_norm: admit(env.distance, self.metric, words)? })
+    }
+
+    /// The key of the distance from `query` to a live, undamaged slot.
+    pub fn distance(&self, env: &Env, query: &[u32], slot: u64) -> Result<u64, Error> {
+        let query = self.query(env, query)?;
+        let words = self.vector(slot).ok_or(Error::NotFound)?;
+        let inv_norm = self.slot_head(slot).map_or(0, |h| h.inv_norm);
+        Ok(Meter::new(env.distance).one(&query, words, inv_norm))
+    }
+
+    // --- persistence ---
+
+    /// Blocks of the slot stream.
+    pub fn slot_stream_blocks(&self) -> u64 {
+        blocks(0, self.slots().saturating_mul(Slot::SIZE as u64)).end
+    }
+
+    /// Blocks of the vector stream.
+    pub fn vector_stream_blocks(&self) -> u64 {
+        blocks(0, self.slots().saturating_mul(self.vector_bytes())).end
+    }
+
+    /// Blocks of the slot stream that changed since [`mark_clean`](Self::mark_clean), in order.
+    pub fn dirty_slot_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.sets.dirty_slots.iter(0)
+    }
+
+    /// Blocks of the vector stream that changed since [`mark_clean`](Self::mark_clean), in order.
+    pub fn dirty_vector_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.sets.dirty_vectors.iter(0)
+    }
+
+    /// Fills `out` with a block of the slot stream, zeros behind its end.
+    pub fn slot_block_bytes(&self, block: u64, out: &mut [u8; BLOCK]) {
+        out.fill(0);
+        let first = block.saturating_mul((BLOCK / Slot::SIZE) as u64);
+        for (slot, to) in (first..self.slots()).zip(out.chunks_exact_mut(Slot::SIZE)) {
+            if let Some(head) = self.slot_head(slot) {
+                head.emit(to);
+            }
+        }
+    }
+
+    /// Fills `out` with a block of the vector stream, zeros behind its end.
+    pub fn vector_block_bytes(&self, block: u64, out: &mut [u8; BLOCK]) {
+        out.fill(0);
+        let (first, mut at) = self.vector_place(block.saturating_mul(BLOCK as u64));
+        let mut places = out.chunks_exact_mut(4);
+        for slot in first..self.slots() {
+            // Without memory it was not there when it was loaded.
+            let row = self.store.vector(slot as usize).unwrap_or(&[]);
+            for i in at..self.store.dim() {
+                let Some(to) = places.next() else { return };
+                to.copy_from_slice(&row.get(i).copied().unwrap_or(0).to_le_bytes());
+            }
+            at = 0;
+        }
+    }
+
+    /// A checkpoint has taken all dirty blocks.
+    pub fn mark_clean(&mut self) {
+        self.sets.dirty_slots.reset();
+        self.sets.dirty_vectors.reset();
+    }
+
+    /// The index as bytes, to persist; `None` if the kind keeps nothing. [`index_kind`](Self::index_kind) says what to
+    /// put into the [`IndexRoot`].
+    pub fn index_bytes(&self) -> Result<Option<Vec<u8>>, NoMemory> {
+        self.index.get().encode(&View { store: &self.store, metric: self.metric })
+    }
+
+    /// Kind and version of what [`index_bytes`](Self::index_bytes) gives.
+    pub fn index_kind(&self) -> (u32, u32) {
+        (self.index.kind(), self.index.get().version())
+    }
+
+    /// Changes of the index since it was loaded or last persisted. After a load that could not use the stored
+    /// index this grows again as the slots are taken in.
+    pub fn index_changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The bytes that [`index_bytes`](Self::index_bytes) gave are stored.
+    pub fn index_persisted(&mut self) {
+        self.changes = 0;
+    }
+
+    // --- the rest ---
+
+    /// Bytes of memory that it takes.
+    pub fn memory(&self) -> usize {
+        let s = &*self.sets;
+        let sets = [&s.searchable, &s.pending, &s.damaged, &s.free, &s.bad, &s.dirty_slots, &s.dirty_vectors]
+            .iter()
+            .fold(0, |n: usize, s| n.saturating_add(s.memory()));
+        self.store
+            .memory()
+            .saturating_add(self.index.get().memory())
+            .saturating_add(self.scratch.memory())
+            .saturating_add(self.ids.len().saturating_mul(32))
+            .saturating_add(sets)
+    }
+
+    /// Figures.
+    pub fn info(&self) -> CollectionInfo {
+        let index = self.index.get().info();
+        CollectionInfo {
+            slots: self.slots(),
+            live: self.live(),
+            damaged: self.sets.damaged.count(),
+            reusable: self.sets.free.count(),
+            pending: self.sets.pending.count(),
+            tombstones: index.tombstones,
+            layers: index.layers,
+            links: index.links,
+            memory: self.memory(),
+        }
+    }
+
+    /// Keeps counters in step with the COLLECTION item. The index stays as it is until [`rebuild`](Self::rebuild).
+    pub fn set_schema(&mut self, schema: Schema) {
+        self.schema = schema;
+    }
+
+    /// Starts the index anew with the kind and parameters of `schema`: all live slots are pending, searches
+    /// stay right meanwhile. Dimension and metric cannot change.
+    pub fn rebuild(&mut self, schema: Schema) -> Result<(), Error> {
+        if schema.dim as usize != self.store.dim() || schema.metric != self.metric as u32 {
+            return Err(Error::Invalid);
+        }
+        *self.index = AnyIndex::new(&schema)?;
+        self.schema = schema;
+        self.sort_slots();
+        self.changes = self.changes.saturating_add(1);
+        self.rebuilding = true;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "runtime_tests.rs"]
+mod tests;

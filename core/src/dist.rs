@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Distances as order-preserving integers: the one door to the floating-point leaf, and the place where
+//! distance evaluations are counted ([`Meter`]).
+//!
+//! A vector is a slice of f32 bits. A distance is a *key*: the bits of an f64, mapped so that keys compare
+//! as the distances do. All paths of the leaf give the same keys, bit for bit (see `vexfs_fp`).
+
+use crate::error::Error;
+use core::marker::PhantomData;
+
+/// Metric of a collection. Smaller is nearer for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Metric {
+    /// Squared Euclidean distance.
+    L2 = 1,
+    /// 1 − cosine similarity.
+    Cosine = 2,
+    /// − inner product.
+    Ip = 3,
+}
+
+impl Metric {
+    /// The metric of a schema's number.
+    pub const fn from_u32(n: u32) -> Option<Metric> {
+        match n {
+            1 => Some(Metric::L2),
+            2 => Some(Metric::Cosine),
+            3 => Some(Metric::Ip),
+            _ => None,
+        }
+    }
+}
+
+const SIGN: u64 = 1 << 63;
+
+/// The f64 bits of the distance that `key` stands for.
+pub const fn key_to_bits(key: u64) -> u64 {
+    if key & SIGN != 0 {
+        key ^ SIGN
+    } else {
+        !key
+    }
+}
+
+/// The key of a distance that is given as f64 bits; −0.0 counts as 0.0. `None` for NaN.
+pub const fn bits_to_key(bits: u64) -> Option<u64> {
+    if bits & !SIGN > 0x7ff0_0000_0000_0000 {
+        return None;
+    }
+    if bits == SIGN {
+        return Some(SIGN);
+    }
+    Some(if bits & SIGN != 0 { !bits } else { bits ^ SIGN })
+}
+
+/// What [`Distance::check`] finds out about a vector that may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Norm {
+    /// Bits of the f64 inverse Euclidean norm; 0 for the zero vector.
+    pub inverse: u64,
+    /// All elements are zero.
+    pub zero: bool,
+}
+
+/// A query: a vector with what the metric needs to know of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// How to measure.
+    pub metric: Metric,
+    /// f32 bits.
+    pub words: &'a [u32],
+    /// Bits of the f64 inverse norm (cosine), else 0.
+    pub inv_norm: u64,
+}
+
+/// Most rows of a [`Batch`].
+pub const BATCH: usize = 16;
+
+/// Stored vectors to measure in one call of the kernels, so that the cost of an FPU section is shared.
+pub struct Batch<'a> {
+    rows: [vexfs_fp::Row; BATCH],
+    len: usize,
+    dim: usize,
+    borrow: PhantomData<&'a [u32]>,
+}
+
+impl<'a> Batch<'a> {
+    /// An empty batch of vectors of `dim` elements.
+    pub const fn new(dim: usize) -> Batch<'a> {
+        let none = vexfs_fp::Row { words: core::ptr::null(), inv_norm: 0 };
+        Batch { rows: [none; BATCH], len: 0, dim, borrow: PhantomData }
+    }
+
+    /// Adds a vector with its inverse norm (f64 bits; 0 unless cosine). False: it is full, or the
+    /// vector has another dimension; it was not added.
+    pub fn push(&mut self, words: &'a [u32], inv_norm: u64) -> bool {
+        if words.len() != self.dim {
+            return false;
+        }
+        match self.rows.get_mut(self.len) {
+            Some(row) => {
+                *row = vexfs_fp::Row { words: words.as_ptr(), inv_norm };
+                self.len = self.len.wrapping_add(1);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Number of vectors in it.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether there is no room for another.
+    pub fn is_full(&self) -> bool {
+        self.len == BATCH
+    }
+
+    /// Forgets the vectors.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+/// Distance kernels, as the driver supplies them in `Env::distance`. Every implementation gives the same
+/// keys; a kernel module wraps [`Native`] in FPU sections.
+pub trait Distance: Sync + Send {
+    /// The keys of the distances from `query` to the vectors of `batch`, in order; further keys are left alone.
+    /// Does nothing if the dimensions differ.
+    fn many(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]);
+
+    /// Examines a vector: [`Error::BadVector`] if it may not be stored (NaN, infinity, or a squared norm
+    /// that f32 cannot hold as a normal number).
+    fn check(&self, words: &[u32]) -> Result<Norm, Error>;
+}
+
+/// The leaf called directly, where floating point is free to use.
+#[derive(Clone, Copy, Debug)]
+pub struct Native {
+    path: u32,
+}
+
+impl Native {
+    /// The portable path.
+    pub const fn scalar() -> Native {
+        Native { path: vexfs_fp::SCALAR }
+    }
+
+    /// The fastest path of this CPU.
+    pub fn best() -> Native {
+        Native { path: vexfs_fp::vexfs_fp_best() }
+    }
+
+    /// Name of the path, for people.
+    pub const fn name(&self) -> &'static str {
+        match self.path {
+            vexfs_fp::AVX2 => "avx2",
+            _ => "scalar",
+        }
+    }
+}
+
+impl Distance for Native {
+    fn many(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
+        if query.words.len() != batch.dim {
+            return;
+        }
+        // SAFETY: the query and every row of the batch hold `dim` elements (checked here and in `push`), the
+        // first `len` rows are set and `len <= BATCH`; the path is scalar or what the leaf found on this CPU.
+        unsafe {
+            vexfs_fp::vexfs_fp_distances(
+                self.path,
+                query.metric as u32,
+                query.words.as_ptr(),
+                query.inv_norm,
+                batch.dim,
+                batch.rows.as_ptr(),
+                batch.len,
+                keys.as_mut_ptr(),
+            )
+        }
+    }
+
+    fn check(&self, words: &[u32]) -> Result<Norm, Error> {
+        let mut c = vexfs_fp::Checked::default();
+        // SAFETY: a slice of `len` elements and a place for the result.
+        unsafe { vexfs_fp::vexfs_fp_check(words.as_ptr(), words.len(), &mut c) };
+        if c.status != 0 {
+            return Err(Error::BadVector);
+        }
+        Ok(Norm { inverse: c.inv_norm, zero: c.zero != 0 })
+    }
+}
+
+/// Portable kernels.
+pub static SCALAR: Native = Native::scalar();
+#[cfg(target_arch = "x86_64")]
+static AVX2: Native = Native { path: vexfs_fp::AVX2 };
+
+/// The fastest kernels of this CPU, for `Env::distance`.
+pub fn native() -> &'static dyn Distance {
+    #[cfg(target_arch = "x86_64")]
+    if vexfs_fp::vexfs_fp_best() == vexfs_fp::AVX2 {
+        return &AVX2;
+    }
+    &SCALAR
+}
+
+/// Examines a vector for a collection or a search of `metric`; the `inv_norm` for its [`Slot`](crate::format::Slot) or
+/// [`Query`]. Fails with `BadVector` or `ZeroVector`.
+pub fn admit(kernels: &dyn Distance, metric: Metric, words: &[u32]) -> Result<u64, Error> {
+    let norm = kernels.check(words)?;
+    match (metric, norm.zero) {
+        (Metric::Cosine, true) => Err(Error::ZeroVector),
+        (Metric::Cosine, false) => Ok(norm.inverse),
+        _ => Ok(0),
+    }
+}
+
+/// Measures and counts.
+pub struct Meter<'a> {
+    kernels: &'a dyn Distance,
+    /// Distances computed so far.
+    pub count: u64,
+}
+
+impl<'a> Meter<'a> {
+    /// Starts at zero.
+    pub fn new(kernels: &'a dyn Distance) -> Meter<'a> {
+        Meter { kernels, count: 0 }
+    }
+
+    /// The keys of a batch.
+    pub fn many(&mut self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
+        self.count = self.count.wrapping_add(batch.len as u64);
+        self.kernels.many(query, batch, keys);
+    }
+
+    /// The key of one vector; the largest key if the dimensions differ.
+    pub fn one(&mut self, query: &Query<'_>, words: &[u32], inv_norm: u64) -> u64 {
+        let mut batch = Batch::new(query.words.len());
+        let mut keys = [u64::MAX; BATCH];
+        if batch.push(words, inv_norm) {
+            self.many(query, &batch, &mut keys);
+        }
+        let [first, ..] = keys;
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_bits() {
+        for x in [0.0f64, 1.0, -1.0, 1e-300, -1e300, f64::INFINITY, f64::NEG_INFINITY, 0.25] {
+            let key = bits_to_key(x.to_bits()).unwrap();
+            assert_eq!(f64::from_bits(key_to_bits(key)), x);
+        }
+        assert_eq!(bits_to_key((-0.0f64).to_bits()), bits_to_key(0.0f64.to_bits()));
+        assert_eq!(bits_to_key(f64::NAN.to_bits()), None);
+        assert_eq!(bits_to_key((-f64::NAN).to_bits()), None);
+        let key = |x: f64| bits_to_key(x.to_bits()).unwrap();
+        assert!(key(-2.0) < key(-1.0) && key(-1.0) < key(0.0) && key(0.0) < key(1e-310) && key(1.0) < key(2.0));
+    }
+
+    #[test]
+    fn meter_counts_and_agrees_with_floats() {
+        let q: std::vec::Vec<u32> = [1.0f32, 2.0, 3.0].iter().map(|x| x.to_bits()).collect();
+        let v: std::vec::Vec<u32> = [3.0f32, 2.0, 1.0].iter().map(|x| x.to_bits()).collect();
+        for kernels in [native(), &SCALAR] {
+            let mut m = Meter::new(kernels);
+            let l2 = Query { metric: Metric::L2, words: &q, inv_norm: 0 };
+            assert_eq!(f64::from_bits(key_to_bits(m.one(&l2, &v, 0))), 8.0);
+            let ip = Query { metric: Metric::Ip, words: &q, inv_norm: 0 };
+            assert_eq!(f64::from_bits(key_to_bits(m.one(&ip, &v, 0))), -10.0);
+            let (iq, iv) = (admit(kernels, Metric::Cosine, &q).unwrap(), admit(kernels, Metric::Cosine, &v).unwrap());
+            let cos = Query { metric: Metric::Cosine, words: &q, inv_norm: iq };
+            let d = f64::from_bits(key_to_bits(m.one(&cos, &v, iv)));
+            assert!((d - (1.0 - 10.0 / 14.0)).abs() < 1e-12);
+            assert_eq!(m.count, 3);
+            assert_eq!(m.one(&l2, &v[..2], 0), u64::MAX);
+            assert_eq!(m.count, 3);
+            assert_eq!(admit(kernels, Metric::Cosine, &[0, 0]), Err(Error::ZeroVector));
+            assert_eq!(admit(kernels, Metric::L2, &[0, 0]), Ok(0));
+            assert_eq!(admit(kernels, Metric::L2, &[0x7fc0_0000]), Err(Error::BadVector));
+        }
+    }
+}

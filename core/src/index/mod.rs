@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Vector indexes. An index is derived data over the slots of a [`VectorStore`]: it proposes near slots, and
+//! whatever it does wrong costs recall or time, never a vector. Owns no vectors.
+//!
+//! A further kind implements [`Index`] and gets its arm in [`AnyIndex`]; nothing else names a kind.
+
+mod bits;
+mod flat;
+mod heap;
+mod hnsw;
+mod store;
+
+pub use bits::Bits;
+pub use flat::{scan, Best, Flat};
+pub use heap::Heap;
+pub use hnsw::{GraphHead, GraphNode, Hnsw, EF_DEFAULT, EF_MAX, M_DEFAULT, M_MAX, M_MIN};
+pub use store::{Rows, Table, VectorStore, SLOTS_MAX};
+
+use crate::dist::{Meter, Metric, Query};
+use crate::error::{Error, Step};
+use crate::format::{Schema, Slot, SLOT_LIVE};
+use crate::mem::{self, NoMemory};
+use alloc::vec::Vec;
+
+/// Numbers of the index kinds in a schema.
+pub mod kind {
+    /// Exact scan.
+    pub const FLAT: u32 = 1;
+    /// Hierarchical navigable small world graph.
+    pub const HNSW: u32 = 2;
+    /// Inverted lists (reserved).
+    pub const IVF: u32 = 3;
+    /// Product quantisation (reserved).
+    pub const PQ: u32 = 4;
+    /// Locality-sensitive hashing (reserved).
+    pub const LSH: u32 = 5;
+}
+
+/// Decides whether a live slot may be a result. Called at most once for each slot in a search, in any order.
+pub type Accept<'a> = dyn FnMut(u64, &Slot) -> Step<bool> + 'a;
+
+/// A candidate: key of the distance, slot.
+pub type Near = (u64, u32);
+
+/// Notes of one search about slots: visited, and what `accept` said. Kept between searches; a new one
+/// starts by counting an epoch, not by clearing memory.
+#[derive(Debug, Default)]
+pub struct Marks {
+    marks: Vec<u32>,
+    epoch: u32,
+}
+
+const VISITED: u32 = 1;
+const KNOWN: u32 = 2;
+const ACCEPTED: u32 = 4;
+const EPOCH: u32 = 8;
+
+impl Marks {
+    /// No marks, for slots below `slots`.
+    pub fn begin(&mut self, slots: usize) -> Result<(), NoMemory> {
+        if self.marks.len() < slots {
+            mem::resize(&mut self.marks, slots, 0)?;
+        }
+        match self.epoch.checked_add(EPOCH) {
+            Some(e) => self.epoch = e,
+            None => {
+                self.marks.fill(0);
+                self.epoch = EPOCH;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, slot: u32) -> Option<&mut u32> {
+        let epoch = self.epoch;
+        let m = self.marks.get_mut(slot as usize)?;
+        if *m < epoch {
+            *m = epoch;
+        }
+        Some(m)
+    }
+
+    /// Notes a visit; false if it was visited before (or is beyond the slots).
+    pub fn visit(&mut self, slot: u32) -> bool {
+        match self.mark(slot) {
+            Some(m) if *m & VISITED == 0 => {
+                *m |= VISITED;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Memory that searches and building use again; one for each that runs at the same time.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Notes about slots.
+    pub marks: Marks,
+    /// Candidates to expand, as a min-heap (complement of the key).
+    pub candidates: Heap<Near>,
+    /// What an index found: the nearest on the way, as a max-heap.
+    pub found: Heap<Near>,
+    /// The answer.
+    pub best: Best,
+    /// Lists of neighbour selection.
+    pub(crate) select: hnsw::Select,
+}
+
+impl Scratch {
+    /// Without memory yet.
+    pub const fn new() -> Scratch {
+        Scratch {
+            marks: Marks { marks: Vec::new(), epoch: 0 },
+            candidates: Heap::new(),
+            found: Heap::new(),
+            best: Best::new(),
+            select: hnsw::Select::new(),
+        }
+    }
+
+    /// Bytes of memory.
+    pub fn memory(&self) -> usize {
+        self.marks
+            .marks
+            .capacity()
+            .saturating_mul(4)
+            .saturating_add(self.candidates.memory())
+            .saturating_add(self.found.memory())
+            .saturating_add(self.best.memory())
+            .saturating_add(self.select.memory())
+    }
+}
+
+/// The caller's filter with its memory: asks once for each slot.
+pub struct Gate<'a, 'b> {
+    accept: Option<&'a mut Accept<'b>>,
+    asked: u64,
+    passed: u64,
+}
+
+/// Answers of a filter before its selectivity is believed.
+const SAMPLE: u64 = 64;
+
+impl<'a, 'b> Gate<'a, 'b> {
+    /// A gate; without `accept` all pass.
+    pub fn new(accept: Option<&'a mut Accept<'b>>) -> Gate<'a, 'b> {
+        Gate { accept, asked: 0, passed: 0 }
+    }
+
+    /// Whether some may be refused.
+    pub fn is_filter(&self) -> bool {
+        self.accept.is_some()
+    }
+
+    /// About how many slots have to be asked about until `n` have passed, as far as the answers tell; 0 without a
+    /// filter and as long as there are few answers.
+    pub fn needed(&self, n: usize) -> u64 {
+        if self.asked < SAMPLE {
+            return 0;
+        }
+        (n as u64).saturating_mul(self.asked).checked_div(self.passed.max(1)).unwrap_or(0)
+    }
+
+    /// Whether the slot may be a result.
+    pub fn pass(&mut self, marks: &mut Marks, slot: u32, head: &Slot) -> Step<bool> {
+        let Some(accept) = self.accept.as_mut() else { return Ok(true) };
+        let Some(m) = marks.mark(slot) else { return Ok(false) };
+        if *m & KNOWN == 0 {
+            let yes = accept(u64::from(slot), head)?;
+            self.asked = self.asked.saturating_add(1);
+            self.passed = self.passed.saturating_add(u64::from(yes));
+            *m |= if yes { KNOWN | ACCEPTED } else { KNOWN };
+        }
+        Ok(*m & ACCEPTED != 0)
+    }
+}
+
+/// What an index sees of its collection.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Slots and vectors.
+    pub store: &'a VectorStore,
+    /// How to measure.
+    pub metric: Metric,
+}
+
+impl<'a> View<'a> {
+    /// Elements and inverse norm of a slot.
+    pub fn row(&self, slot: u32) -> Option<(&'a [u32], u64)> {
+        let head = self.store.head(slot as usize)?;
+        Some((self.store.vector(slot as usize)?, head.inv_norm))
+    }
+
+    /// A stored vector as query.
+    pub fn query(&self, slot: u32) -> Option<Query<'a>> {
+        let (words, inv_norm) = self.row(slot)?;
+        Some(Query { metric: self.metric, words, inv_norm })
+    }
+}
+
+/// Whether the record of a slot exists.
+pub fn is_live(head: &Slot) -> bool {
+    head.seq != 0 && head.flags & SLOT_LIVE != 0
+}
+
+/// What became of an [`Index::insert`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is in the index.
+    Yes,
+    /// Not before maintenance has gone on.
+    Later,
+}
+
+/// Figures of an index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexInfo {
+    /// Removed nodes that are still in the graph.
+    pub tombstones: u64,
+    /// Layers.
+    pub layers: u32,
+    /// Links.
+    pub links: u64,
+}
+
+/// A search as an index gets it.
+pub struct Probe<'a, 'b> {
+    /// The query.
+    pub query: &'a Query<'b>,
+    /// How many candidates to keep.
+    pub ef: usize,
+    /// If more distances than this would be needed, an exact scan is the better choice: give up.
+    pub limit: u64,
+}
+
+/// An index over slots. Slots that it has not taken in are *pending*: the collection scans them itself.
+pub trait Index {
+    /// Version of the bytes that [`Index::encode`] gives; 0 if the kind keeps nothing.
+    fn version(&self) -> u32;
+
+    /// Whether the index has the slot in any way, so that the slot may not be reused.
+    fn holds(&self, slot: u32) -> bool;
+
+    /// Whether searches find the slot through the index.
+    fn finds(&self, slot: u32) -> bool;
+
+    /// Takes a live slot in. After an error nothing has changed.
+    fn insert(&mut self, view: &View<'_>, meter: &mut Meter<'_>, s: &mut Scratch, slot: u32)
+        -> Result<Inserted, Error>;
+
+    /// The record of the slot is gone; its vector stays until the index no longer [`holds`](Index::holds) it.
+    fn remove(&mut self, slot: u32);
+
+    /// The vector of the slot is not what the index took in.
+    fn overwritten(&mut self, slot: u32);
+
+    /// Whether [`Index::maintain`] has something to do.
+    fn needs_maintenance(&self) -> bool;
+
+    /// A bounded piece of maintenance (about `budget` inserts' worth of time). Reports slots that the index no
+    /// longer holds.
+    fn maintain(
+        &mut self,
+        view: &View<'_>,
+        meter: &mut Meter<'_>,
+        s: &mut Scratch,
+        budget: usize,
+        freed: &mut dyn FnMut(u32),
+    ) -> Result<(), Error>;
+
+    /// Puts the nearest acceptable slots that it knows into `s.found`. False: it gave up; scan instead.
+    fn nearest(
+        &self,
+        view: &View<'_>,
+        probe: &Probe<'_, '_>,
+        meter: &mut Meter<'_>,
+        gate: &mut Gate<'_, '_>,
+        s: &mut Scratch,
+        hops: &mut u64,
+    ) -> Step<bool>;
+
+    /// The index as bytes; `None` if the kind keeps nothing.
+    fn encode(&self, view: &View<'_>) -> Result<Option<Vec<u8>>, NoMemory>;
+
+    /// Figures.
+    fn info(&self) -> IndexInfo;
+
+    /// Bytes of memory.
+    fn memory(&self) -> usize;
+}
+
+/// The index of a collection.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // there is one for each collection
+pub enum AnyIndex {
+    /// Exact scan.
+    Flat(Flat),
+    /// Graph.
+    Hnsw(Hnsw),
+}
+
+impl AnyIndex {
+    /// An empty index as the schema says; `NotSupported` for a kind that does not exist.
+    pub fn new(schema: &Schema) -> Result<AnyIndex, Error> {
+        match schema.index {
+            kind::FLAT => Ok(AnyIndex::Flat(Flat)),
+            kind::HNSW => Ok(AnyIndex::Hnsw(Hnsw::new(schema.m, schema.ef_construction, schema.seed))),
+            _ => Err(Error::NotSupported),
+        }
+    }
+
+    /// Reads what `encode` gave and compares it with the slots: a node whose slot holds another vector or none that
+    /// can be trusted (`bad`) is only kept to be removed. False: it cannot be used, and the index is empty.
+    pub fn load(&mut self, view: &View<'_>, version: u32, bytes: &[u8], bad: &Bits) -> Result<bool, NoMemory> {
+        match self {
+            AnyIndex::Flat(_) => Ok(true),
+            AnyIndex::Hnsw(h) => h.load(view, version, bytes, bad),
+        }
+    }
+
+    /// Its number in a schema.
+    pub fn kind(&self) -> u32 {
+        match self {
+            AnyIndex::Flat(_) => kind::FLAT,
+            AnyIndex::Hnsw(_) => kind::HNSW,
+        }
+    }
+
+    /// The kind behind the enum.
+    pub fn get(&self) -> &dyn Index {
+        match self {
+            AnyIndex::Flat(i) => i,
+            AnyIndex::Hnsw(i) => i,
+        }
+    }
+
+    /// The kind behind the enum, to change.
+    pub fn get_mut(&mut self) -> &mut dyn Index {
+        match self {
+            AnyIndex::Flat(i) => i,
+            AnyIndex::Hnsw(i) => i,
+        }
+    }
+}

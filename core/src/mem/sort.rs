@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Heapsort: in place, without recursion and with a small frame, which `sort_unstable` is not.
+
+/// Sorts `v` so that `less(b, a)` holds for no `a` before `b`. Equal elements come in any order.
+pub fn sort_by<T>(v: &mut [T], mut less: impl FnMut(&T, &T) -> bool) {
+    for root in (0..v.len() / 2).rev() {
+        sink(v, root, &mut less);
+    }
+    for end in (1..v.len()).rev() {
+        swap(v, 0, end);
+        if let Some(heap) = v.get_mut(..end) {
+            sink(heap, 0, &mut less);
+        }
+    }
+}
+
+/// Swaps two elements; nothing happens if one of them does not exist. (`slice::swap` would panic.)
+pub fn swap<T>(v: &mut [T], i: usize, j: usize) {
+    let (first, second) = if i < j { (i, j) } else { (j, i) };
+    if let Some((before, from)) = v.split_at_mut_checked(second) {
+        if let (Some(a), Some(b)) = (before.get_mut(first), from.first_mut()) {
+            core::mem::swap(a, b);
+        }
+    }
+}
+
+/// Moves the element at `at` down until none below it is larger.
+pub fn sink<T>(v: &mut [T], mut at: usize, less: &mut impl FnMut(&T, &T) -> bool) {
+    loop {
+        let left = at.wrapping_mul(2).wrapping_add(1);
+        let right = left.wrapping_add(1);
+        let Some(l) = v.get(left) else { return };
+        let (down, x) = match v.get(right) {
+            Some(r) if less(l, r) => (right, r),
+            _ => (left, l),
+        };
+        match v.get(at) {
+            Some(a) if less(a, x) => swap(v, at, down),
+            _ => return,
+        }
+        at = down;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    #[test]
+    fn sorts() {
+        let mut x = 7u64;
+        for n in 0..300 {
+            let mut v: Vec<u64> = Vec::new();
+            for _ in 0..n {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                v.push((x >> 33) % (n / 2 + 1));
+            }
+            let mut w = v.clone();
+            w.sort_by(|a, b| b.cmp(a));
+            super::sort_by(&mut v, |a, b| a > b);
+            assert_eq!(v, w);
+        }
+    }
+}

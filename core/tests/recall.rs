@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Recall and cost of the indexes on real embeddings: the sample in `bench/data`, or another set with
+//! `VEXFS_TEST_DATA=PREFIX` (`PREFIX.base.npy`, `PREFIX.query.npy`, `PREFIX.gt100.ivecs`).
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use vexfs_core::coll::{Collection, Hit, SearchParams, SearchScratch};
+use vexfs_core::dist::{self, Metric};
+use vexfs_core::env::Env;
+use vexfs_core::format::{Schema, Slot, SLOT_LIVE};
+
+fn env() -> Env {
+    Env { crc32c: vexfs_core::checksum::crc32c, distance: dist::native(), cache_bytes: 0, log_bytes: 0 }
+}
+
+struct Data {
+    base: Vec<Vec<u32>>,
+    query: Vec<Vec<u32>>,
+    truth: Vec<Vec<u64>>,
+}
+
+fn npy(path: &str) -> Option<Vec<Vec<u32>>> {
+    let b = std::fs::read(path).ok()?;
+    let head = 10 + u16::from_le_bytes([b[8], b[9]]) as usize;
+    let text = String::from_utf8_lossy(&b[10..head]).into_owned();
+    assert!(text.contains("<f4") && text.contains("False"), "{text}");
+    let shape: Vec<usize> = text.split(['(', ')']).nth(1)?.split(',').filter_map(|s| s.trim().parse().ok()).collect();
+    let words: Vec<u32> = b[head..].chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
+    assert_eq!(words.len(), shape[0] * shape[1]);
+    Some(words.chunks(shape[1]).map(<[u32]>::to_vec).collect())
+}
+
+fn ivecs(path: &str) -> Option<Vec<Vec<u64>>> {
+    let b = std::fs::read(path).ok()?;
+    let w: Vec<u32> = b.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
+    let n = w[0] as usize;
+    Some(w.chunks(n + 1).map(|r| r[1..].iter().map(|x| u64::from(*x)).collect()).collect())
+}
+
+fn prefix() -> String {
+    std::env::var("VEXFS_TEST_DATA").unwrap_or_else(|_| {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../bench/data/sample").to_string_lossy().into_owned()
+    })
+}
+
+fn data() -> Option<Data> {
+    let p = prefix();
+    Some(Data {
+        base: npy(&format!("{p}.base.npy"))?,
+        query: npy(&format!("{p}.query.npy"))?,
+        truth: ivecs(&format!("{p}.gt100.ivecs"))?,
+    })
+}
+
+fn build(base: &[Vec<u32>], index: u32) -> Collection {
+    let env = env();
+    let schema = Schema {
+        dim: base[0].len() as u32,
+        metric: 2,
+        element: 1,
+        index,
+        m: 16,
+        ef_construction: 200,
+        seed: 42,
+        ..Schema::default()
+    };
+    let mut c = Collection::new(1, schema).unwrap();
+    for (i, v) in base.iter().enumerate() {
+        let head = Slot {
+            id: i as u64,
+            seq: i as u64 + 1,
+            inv_norm: dist::admit(env.distance, Metric::Cosine, v).unwrap(),
+            flags: SLOT_LIVE,
+            crc: 0,
+        };
+        let slot = c.free_slot(0);
+        c.put(slot, head, v).unwrap();
+    }
+    while c.work(&env, 1000).unwrap() {}
+    c
+}
+
+/// Recall at 10 and distances per query.
+fn measure(c: &Collection, d: &Data, ef: usize) -> (f64, f64) {
+    let (mut scratch, mut out) = (SearchScratch::new(), Vec::<Hit>::new());
+    let (mut right, mut cost) = (0, 0);
+    for (q, truth) in d.query.iter().zip(&d.truth) {
+        let req = SearchParams { query: q, k: 10, ef, radius: None, exact: false };
+        cost += c.search(&env(), &req, None, &mut scratch, &mut out).unwrap().distances;
+        assert_eq!(out.len(), 10);
+        let want: HashSet<u64> = truth[..10].iter().copied().collect();
+        right += out.iter().filter(|h| want.contains(&h.id)).count();
+    }
+    let n = d.query.len() as f64;
+    (right as f64 / n / 10.0, cost as f64 / n)
+}
+
+#[test]
+fn flat_is_exact() {
+    let Some(d) = data() else { return eprintln!("skipped: no data at {}", prefix()) };
+    let c = build(&d.base, 1);
+    let (recall, cost) = measure(&c, &d, 0);
+    assert_eq!(recall, 1.0);
+    assert_eq!(cost, d.base.len() as f64);
+}
+
+#[test]
+fn hnsw_recall_and_cost() {
+    let Some(d) = data() else { return eprintln!("skipped: no data at {}", prefix()) };
+    let start = std::time::Instant::now();
+    let c = build(&d.base, 2);
+    println!("{} vectors built in {:.1?}: {:?}", d.base.len(), start.elapsed(), c.info());
+    let mut last = (0.0, 0.0);
+    for ef in [10, 16, 32, 64, 128, 256, 512] {
+        let start = std::time::Instant::now();
+        let (recall, cost) = measure(&c, &d, ef);
+        let time = start.elapsed() / d.query.len() as u32;
+        println!("ef {ef}: recall@10 {recall:.4}, {cost:.0} distances, {time:.1?} a query");
+        assert!(cost > last.1 && recall >= last.0 - 0.002, "both rise with ef");
+        assert!(ef < 64 || recall >= 0.95);
+        assert!(ef < 256 || recall >= 0.99);
+        assert!(ef > 64 || d.base.len() < 20_000 || cost < 0.1 * d.base.len() as f64);
+        last = (recall, cost);
+    }
+}
+
+#[test]
+fn filters_keep_recall() {
+    let Some(d) = data() else { return eprintln!("skipped: no data at {}", prefix()) };
+    let c = build(&d.base, 2);
+    let (mut scratch, mut out, mut exact) = (SearchScratch::new(), Vec::new(), Vec::new());
+    // By id (spread over the data), and by the first element (a region of it).
+    let threshold = {
+        let mut firsts: Vec<f32> = d.base.iter().map(|v| f32::from_bits(v[0])).collect();
+        firsts.sort_by(f32::total_cmp);
+        move |permille: usize| firsts[firsts.len() * permille / 1000]
+    };
+    for permille in [500, 200, 100, 50, 20, 10, 5] {
+        let limit = threshold(permille);
+        for by_region in [false, true] {
+            let pass = |id: u64| {
+                if by_region {
+                    f32::from_bits(d.base[id as usize][0]) < limit
+                } else {
+                    (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 1000 < permille as u64
+                }
+            };
+            let (mut right, mut all, mut asked, mut cost) = (0, 0, 0, 0);
+            for q in &d.query {
+                let mut req = SearchParams { query: q, k: 10, ef: 64, radius: None, exact: false };
+                let mut seen = HashSet::new();
+                let mut accept = |slot: u64, head: &Slot| {
+                    assert!(seen.insert(slot), "asked twice");
+                    asked += 1;
+                    Ok(pass(head.id))
+                };
+                cost += c.search(&env(), &req, Some(&mut accept), &mut scratch, &mut out).unwrap().distances;
+                req.exact = true;
+                let mut accept = |_: u64, head: &Slot| Ok(pass(head.id));
+                c.search(&env(), &req, Some(&mut accept), &mut scratch, &mut exact).unwrap();
+                assert_eq!(out.len(), exact.len());
+                assert!(out.iter().all(|h| pass(h.id)));
+                all += exact.len();
+                right += out.iter().filter(|h| exact.contains(h)).count();
+            }
+            let recall = right as f64 / all as f64;
+            let n = d.query.len();
+            println!(
+                "{permille} per mille, region {by_region}: {recall:.4}, {} distances, {} asked",
+                cost / n as u64,
+                asked / n
+            );
+            assert!(recall >= 0.95);
+        }
+    }
+}
