@@ -7,11 +7,14 @@ use super::task::Task;
 use super::Volume;
 use crate::coll::Collection;
 use crate::error::{Error, Step, Stop};
-use crate::format::{kind, Extent, IndexRoot, Key, Record, Schema, Wire, BLOCK, NO_SLOT};
+use crate::format::{kind, Extent, IndexRoot, Key, Record, Schema, Wire, BLOCK, EXTENT_BLOCKS_MAX, NO_SLOT};
 use crate::mem;
 use crate::op::Ino;
 use crate::txn::Txn;
 use alloc::vec::Vec;
+
+/// Most blocks of a stream: as many as its bytes have 64-bit places.
+const STREAM_BLOCKS_MAX: u64 = u64::MAX / BLOCK as u64;
 
 /// A collection that is being loaded by an internal task.
 #[derive(Debug)]
@@ -285,7 +288,9 @@ fn next_piece(t: &Txn, ino: Ino, stream: u32, block: u64, retried: bool, unreada
     let from = Key::new(ino, stream, block);
     let Some((k, v)) = t.next(&from, &Key::last(ino, stream))? else { return Ok(Piece::End) };
     let e = Extent::parse(v).ok_or(Error::Corrupt)?;
-    if e.blocks == 0 || e.blocks > crate::format::EXTENT_BLOCKS_MAX || e.flags != 0 {
+    // The next step goes on behind the extent, so it must have an end.
+    let end = k.offset.checked_add(u64::from(e.blocks)).ok_or(Error::Corrupt)?;
+    if e.blocks == 0 || e.blocks > EXTENT_BLOCKS_MAX || e.flags != 0 || end > STREAM_BLOCKS_MAX {
         return Err(Stop::Fail(Error::Corrupt));
     }
     let mut bad = Vec::new();

@@ -174,7 +174,11 @@ pub struct Frames<'a> {
 
 impl Transport for Frames<'_> {
     fn call(&mut self, frame: Vec<u8>) -> std::io::Result<Vec<u8>> {
-        let op = Op::Request { dir: self.dir, cred: Cred::default(), frame };
+        let (dir, cred) = (self.dir, Cred::default());
+        let op = match vexfs_core::proto::is_read(&frame) {
+            true => Op::Query { dir, cred, frame },
+            false => Op::Request { dir, cred, frame },
+        };
         match self.run.op(op) {
             Ok(Reply::Bytes(b)) => Ok(b),
             r => Err(std::io::Error::other(format!("{r:?}"))),
