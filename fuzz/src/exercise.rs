@@ -3,7 +3,7 @@
 
 use crate::base::{bytes, vector, Base, DIR, FILE};
 use crate::machine::{Dir, Machine};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use vexfs_client::{
     AttrValue, Attrs, Client, Error as ClientError, FileRef, IndexKind, IndexParams, Insert, List, Metric, Schema,
     Search, Want,
@@ -37,13 +37,13 @@ const FILES: usize = 12;
 /// Walks the tree and reads everything in it; inodes and collections that were found.
 pub fn read_all(m: &mut Machine) -> (Vec<u64>, Vec<u64>) {
     let mut dirs = VecDeque::from([ROOT]);
-    let mut seen = HashMap::new();
+    let mut seen = BTreeSet::new();
     let mut collections = Vec::new();
     let mut files = Vec::new();
     let mut count = 0;
     fine(m.call(Op::StatFs), "statfs");
     while let Some(dir) = dirs.pop_front() {
-        if seen.insert(dir, ()).is_some() {
+        if !seen.insert(dir) {
             continue;
         }
         fine(m.call(Op::Parent { dir }), "parent");

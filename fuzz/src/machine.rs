@@ -2,7 +2,7 @@
 //! A volume and its disk, driven in one thread. Every request to the disk is carried out at once; a reply that does
 //! not come within a generous number of steps is a hang, and panics.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use vexfs_core::engine::{Options, State, Volume};
 use vexfs_core::env::Env;
@@ -17,8 +17,8 @@ type Block = Box<[u8; BLOCK]>;
 /// A disk: shared blocks that never change, and what was written over them. Other blocks are zeros.
 #[derive(Clone)]
 pub struct Disk {
-    base: Arc<HashMap<u64, Block>>,
-    over: HashMap<u64, Block>,
+    base: Arc<BTreeMap<u64, Block>>,
+    over: BTreeMap<u64, Block>,
     /// Size.
     pub blocks: u64,
     /// How often it was opened: each time is later than the one before.
@@ -28,15 +28,15 @@ pub struct Disk {
 impl Disk {
     /// A disk of zeros.
     pub fn new(blocks: u64) -> Disk {
-        Disk { base: Arc::default(), over: HashMap::new(), blocks, opened: 0 }
+        Disk { base: Arc::default(), over: BTreeMap::new(), blocks, opened: 0 }
     }
 
     /// The same contents, all shared.
     pub fn freeze(mut self) -> Disk {
-        let mut all: HashMap<u64, Block> = (*self.base).clone();
-        all.extend(self.over.drain());
+        let mut all: BTreeMap<u64, Block> = (*self.base).clone();
+        all.append(&mut self.over);
         all.retain(|_, b| b.iter().any(|x| *x != 0));
-        Disk { base: Arc::new(all), over: HashMap::new(), blocks: self.blocks, opened: self.opened }
+        Disk { base: Arc::new(all), over: BTreeMap::new(), blocks: self.blocks, opened: self.opened }
     }
 
     /// A block.
