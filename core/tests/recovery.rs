@@ -239,3 +239,47 @@ fn items_at_the_end_of_their_range_hold_nothing_up() {
         assert!(tried.contains(&kind), "no item of kind {kind} could be moved");
     }
 }
+
+/// Bitmaps that call blocks of the tree free, checksums repaired: what recovery and changes write then lies over nodes that can still
+/// be reached by their second copies. Reading ends, with data or with an error.
+#[test]
+fn two_nodes_at_one_address_hold_nothing_up() {
+    let mut r = Run::open(Disk::new(8192, 2));
+    furnish(&mut r);
+    r.op(Op::Checkpoint).unwrap();
+    let dir = r.make(ROOT, "later", 0o040755);
+    for i in 0..150 {
+        r.make(dir, &format!("file {i} {}", "x".repeat(100)), 0o100644);
+    }
+    let image = Image::new(r.d.clone());
+    let first = image.items().into_iter().find(|(.., k, _, _)| k.kind == kind::SPACE && k.offset == 0).unwrap();
+    let (node, _, _, value, len) = first;
+    let mut opened = 0;
+    for at in (16..len).step_by(4) {
+        let mut image = Image::new(r.d.clone());
+        let mut b = image.d.block(image.nodes[node].0.addr);
+        if b[value + at..value + at + 4] == [0; 4] {
+            continue;
+        }
+        b[value + at..value + at + 4].fill(0);
+        image.put_node(node, b);
+        if open(&mut image.d.clone(), false, None, usize::MAX) != State::Ready {
+            continue;
+        }
+        opened += 1;
+        let mut r = Run::open(image.d);
+        let mut dirs = vec![ROOT];
+        while let Some(dir) = dirs.pop() {
+            let mut cookie = 0;
+            while let Ok(Reply::Entries(list)) = r.op(Op::ReadDir { dir, cookie, max: 4096, attrs: true }) {
+                let Some(last) = list.last() else { break };
+                cookie = last.cookie;
+                dirs.extend(list.iter().filter(|e| e.dtype == 4 && e.ino > dir).map(|e| e.ino));
+            }
+        }
+        let _ = r.op(Op::Make { dir: ROOT, name: b"new".to_vec(), mode: 0o100644, uid: 0, gid: 0, rdev: 0 });
+        let _ = r.op(Op::Close);
+        let _ = check(&mut r.d, Mode::All, false);
+    }
+    assert!(opened > 10, "only {opened} such volumes could be opened");
+}

@@ -338,11 +338,16 @@ impl Tree {
     /// there already. A pointer may be out of date by the time its node arrives (the node was changed
     /// and its block used for something else): then [`Error::Corrupt`] means nothing, and running the operation
     /// again shows what is needed now.
+    ///
+    /// A block is given to a new node only when nothing leads to the old one. So of two nodes at one address the younger
+    /// stays, and the older is not what it should be: on a damaged volume, where both are reached (one by its second copy), an
+    /// operation that needs them at the same time would have them take turns for ever.
     pub fn admit(&mut self, ptr: Ptr, level: u16, buf: Buf) -> Result<(), Error> {
         if self.present(&ptr) {
             return Ok(());
         }
-        if !self.verify(&ptr, level, &buf) || self.cache.get(ptr.addr).is_some_and(|c| c.writing) {
+        let taken = self.cache.get(ptr.addr).is_some_and(|c| c.writing || c.ptr.birth >= ptr.birth);
+        if taken || !self.verify(&ptr, level, &buf) {
             return Err(Error::Corrupt);
         }
         Ok(self.cache.insert(ptr, buf, self.tick, false)?)

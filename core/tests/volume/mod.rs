@@ -72,7 +72,7 @@ pub fn check(d: &mut Disk, mode: Mode, metadata_only: bool) -> (Result<Figures, 
     let mut requests = 0;
     let r = c.run(&mut |io| {
         requests += 1;
-        assert!(requests < 1_000_000, "does not end");
+        assert!(requests < 200_000, "does not end");
         match io.kind {
             IoKind::Read => d.read(io.block, &mut io.buf),
             IoKind::Write | IoKind::WriteDurable => {
@@ -126,7 +126,7 @@ impl Run {
         loop {
             while let Some(mut io) = self.v.poll_io() {
                 requests += 1;
-                assert!(requests < 1_000_000, "does not end");
+                assert!(requests < 200_000, "does not end");
                 match io.kind {
                     IoKind::Read => self.d.read(io.block, &mut io.buf),
                     IoKind::Write | IoKind::WriteDurable => self.d.write(io.block, &io.buf),
