@@ -263,7 +263,8 @@ impl Check {
             i.parent = parent;
         }
         o.rooted = root || (named && self.hangs_below_root(o.ino)?);
-        if named && !o.rooted {
+        o.rootless = named && !o.rooted;
+        if o.rootless {
             out.bad(place, "Inode.parent", i.parent, "a way up to the root", Repair::No)?;
         }
         Ok(())
@@ -305,12 +306,21 @@ impl Check {
         Ok(())
     }
 
-    /// Follows the parents of a directory to the root, or to one that is known to hang below it.
+    /// Follows the parents of a directory to the root, or to one that is known to hang below it or not to. A circle is
+    /// found by comparing with a directory that was met earlier, a later one each time the way has doubled (Brent, 1980).
     fn hangs_below_root(&self, ino: u64) -> Step<bool> {
         let mut at = ino;
-        for _ in 0..DEPTH_MAX {
+        let (mut met, mut met_at) = (0, 1usize);
+        for n in 1..=DEPTH_MAX {
             if at == ROOT || self.dirs.contains(at) {
                 return Ok(true);
+            }
+            if at == met || self.rootless.contains(at) {
+                return Ok(false);
+            }
+            if n == met_at {
+                met = at;
+                met_at = met_at.saturating_mul(2);
             }
             match self.find_inode(at)? {
                 Some(None) => return Ok(true),

@@ -45,6 +45,8 @@ pub struct Object {
     collection: bool,
     /// A directory that hangs below the root.
     pub rooted: bool,
+    /// A directory that has a name and does not.
+    pub rootless: bool,
 }
 
 /// Where the scan is.
@@ -78,11 +80,12 @@ impl Check {
             self.phase = Phase::Collections;
             return Ok(());
         };
-        let mut rooted = None;
+        let (mut rooted, mut rootless) = (None, None);
         if !self.items.begun || k.object != o.ino {
             if self.items.begun {
                 self.finish_object(&mut out, &mut o)?;
                 rooted = Some(o.ino).filter(|_| o.rooted);
+                rootless = Some(o.ino).filter(|_| o.rootless);
             }
             o = Object { ino: k.object, ..Object::default() };
             if k.object != 0 && k.kind != kind::INODE {
@@ -98,6 +101,9 @@ impl Check {
         // Nothing below stops any more.
         if let Some(dir) = rooted {
             self.dirs.insert(dir, ())?;
+        }
+        if let Some(dir) = rootless {
+            self.rootless.insert(dir, ())?;
         }
         if k.kind == kind::INODE && k.object != 0 {
             self.items.inodes = self.items.inodes.saturating_add(1);

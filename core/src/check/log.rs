@@ -178,7 +178,8 @@ impl Check {
                     out.bad(place, "blocks", *a, "inside the volume, beside the superblocks", Repair::No)?;
                 }
             }
-            for (a, blocks) in &changes.allocs {
+            // (What cannot be placed was told; it may be of any length.)
+            for (a, blocks) in changes.allocs.iter().filter(|(a, n)| self.placeable(*a, u64::from(*n))) {
                 if (*a..a.saturating_add(u64::from(*blocks))).any(|b| self.used.is_used(b)) {
                     out.bad(place, "allocated blocks", *a, "free at the checkpoint", Repair::No)?;
                 }
