@@ -142,6 +142,11 @@ impl Out {
     }
 }
 
+/// Names a node by all that its pointer says: on a damaged volume two may be at one address.
+fn lost_key(p: &Ptr) -> u64 {
+    p.addr ^ p.birth.rotate_left(24) ^ u64::from(p.crc).rotate_left(32)
+}
+
 /// A check under way.
 #[derive(Debug)]
 pub struct Check {
@@ -160,7 +165,7 @@ pub struct Check {
     // What is known.
     sb: Super,
     tree: Tree,
-    /// Nodes of which no copy is good: the end of the keys that they held.
+    /// Nodes of which no copy is good, by [`lost_key`]: the end of the keys that they held.
     lost: Map<Option<Key>>,
     /// The same in the order in which they were found: lowest key (none: the root), level.
     lost_list: Vec<(Option<Key>, u16)>,
@@ -174,7 +179,9 @@ pub struct Check {
     /// Data blocks in use after the replay of the log.
     used_live: space::Used,
     items: items::Items,
+    /// Directories that hang below the root, and those that do not.
     dirs: Map<()>,
+    rootless: Map<()>,
     collections: Vec<u64>,
     coll: collection::State,
     repair: repair::State,
@@ -212,6 +219,7 @@ impl Check {
             used_live: space::Used::default(),
             items: items::Items::default(),
             dirs: Map::new(),
+            rootless: Map::new(),
             collections: Vec::new(),
             coll: collection::State::default(),
             repair: repair::State::default(),
@@ -314,7 +322,7 @@ impl Check {
             Err(Stop::Need(Need::Node { parent, index, count })) => {
                 let mut list = Vec::new();
                 self.tree.missing(parent, index, count, &mut list)?;
-                list.retain(|(p, _)| !self.lost.contains(p.addr));
+                list.retain(|(p, _)| !self.lost.contains(lost_key(p)));
                 self.wanted = list;
                 if self.wanted.is_empty() {
                     return Err(Stop::Fail(Error::Corrupt));
@@ -395,6 +403,7 @@ impl Check {
         self.replay = replay::Replay::default();
         self.items = items::Items::default();
         self.dirs.clear();
+        self.rootless.clear();
         self.collections.clear();
         self.coll = collection::State::default();
         self.repair = repair::State::default();
@@ -425,12 +434,18 @@ impl Check {
                     };
                 }
             }
-            match good {
-                Some(b) => self.tree.admit(p, level, b)?,
+            let there = match good {
+                Some(b) => match self.tree.admit(p, level, b) {
+                    Ok(()) => true,
+                    // A younger node is at its address.
+                    Err(Error::Corrupt) => false,
+                    Err(e) => return Err(Stop::Fail(e)),
+                },
                 // The walk over the tree found it good or noted it as lost; now it cannot be read.
-                None => {
-                    self.lost.insert(p.addr, None)?;
-                }
+                None => false,
+            };
+            if !there {
+                self.lost.insert(lost_key(&p), None)?;
             }
             self.wanted.pop();
         }
@@ -442,7 +457,7 @@ impl Check {
         let Stop::Need(Need::Node { parent, index, .. }) = s else { return Ok(None) };
         let mut list = Vec::new();
         self.tree.missing(*parent, *index, 1, &mut list)?;
-        Ok(list.first().and_then(|(p, _)| self.lost.get(p.addr)).copied())
+        Ok(list.first().and_then(|(p, _)| self.lost.get(lost_key(p))).copied())
     }
 
     /// The first item from `from` to `to`, what is lost left out.

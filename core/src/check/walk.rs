@@ -3,9 +3,9 @@
 
 use super::repair::Fix;
 use super::space::Stored;
-use super::{Check, Out, Phase, Place, Repair};
+use super::{lost_key, Check, Out, Phase, Place, Repair};
 use crate::error::Step;
-use crate::format::{kind, Extent, Key, Ptr};
+use crate::format::{kind, Extent, Key, NodeHead, Ptr, NODE_MAGIC};
 use crate::mem::{self, Buf};
 use crate::tree::node;
 use alloc::vec::Vec;
@@ -73,6 +73,11 @@ impl Check {
                 }
             }
         }
+        let [(_, first), _] = copies;
+        if !first && self.superseded(&ptr)? {
+            // What reads the tree believes the younger node; the second copy of this one is left over.
+            good = None;
+        }
         let place = Place::Node(ptr.addr);
         for (addr, ok) in copies {
             if addr != 0 && !ok {
@@ -113,13 +118,21 @@ impl Check {
         self.figures.nodes = self.figures.nodes.saturating_add(1);
         match good {
             None => {
-                self.lost.insert(ptr.addr, Some(high.unwrap_or(Key::MAX)))?;
+                self.lost.insert(lost_key(&ptr), Some(high.unwrap_or(Key::MAX)))?;
                 mem::push(&mut self.lost_list, (low, level))?;
             }
             Some(b) if level == 0 => self.leaf(&mut out, &b)?,
             Some(buf) => mem::push(&mut self.walk.stack, Frame { buf, level, index: 0, high })?,
         }
         self.say(out)
+    }
+
+    /// Whether a younger node of this volume is where the first copy of the node should be: its block was given away.
+    fn superseded(&self, ptr: &Ptr) -> Step<bool> {
+        let head = self.read(ptr.addr, 1)?.and_then(NodeHead::parse);
+        Ok(head.is_some_and(|h| {
+            h.magic == NODE_MAGIC && h.uuid == self.sb.uuid && h.addr == ptr.addr && h.birth > ptr.birth
+        }))
     }
 
     /// Marks what the items of a leaf refer to, and keeps the bitmaps.
