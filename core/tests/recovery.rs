@@ -4,7 +4,7 @@
 mod volume;
 use std::collections::BTreeSet;
 use vexfs_core::checksum;
-use vexfs_core::format::{kind, Key, Super, SUPER_SLOTS};
+use vexfs_core::format::{kind, Key, LogHead, Super, SUPER_SLOTS};
 use volume::*;
 
 /// Opens the volume. Reads of the block `bad` fail; the power goes after `writes` writes.
@@ -279,7 +279,95 @@ fn two_nodes_at_one_address_hold_nothing_up() {
         }
         let _ = r.op(Op::Make { dir: ROOT, name: b"new".to_vec(), mode: 0o100644, uid: 0, gid: 0, rdev: 0 });
         let _ = r.op(Op::Close);
-        let _ = check(&mut r.d, Mode::All, false);
+        let (looked, _) = check(&mut r.d, Mode::Look, false);
+        assert!(looked.is_ok(), "{looked:?}");
+        let (repaired, _) = check(&mut r.d, Mode::All, false);
+        assert!(repaired.is_ok(), "{repaired:?}");
     }
     assert!(opened > 10, "only {opened} such volumes could be opened");
+}
+
+/// An ORPHAN item that is not where the death of an inode looks for its own: opening ends, and so does closing.
+#[test]
+fn a_misplaced_orphan_item_holds_nothing_up() {
+    let mut r = Run::open(Disk::new(8192, 2));
+    let f = r.make(ROOT, "orphan", 0o100644);
+    r.op(Op::Open { ino: f }).unwrap();
+    r.op(Op::Unlink { dir: ROOT, name: b"orphan".to_vec() }).unwrap();
+    r.op(Op::Checkpoint).unwrap();
+    let mut image = Image::new(r.d);
+    let (node, at, key, ..) = image.items().into_iter().find(|i| i.2.kind == kind::ORPHAN).unwrap();
+    let mut b = image.d.block(image.nodes[node].0.addr);
+    Key { sub: 5, ..key }.emit(&mut b[at..]).unwrap();
+    image.put_node(node, b);
+    Run::open(image.d).close();
+}
+
+/// The last record of a collection has the last of all ids, and a slot has to be made again from the records.
+#[test]
+fn a_record_with_the_last_id_is_an_error() {
+    let base = furnished(2);
+    let Ok(Reply::Attr(dir)) = Run::open(base.clone()).op(Op::Lookup { dir: ROOT, name: b"flat".to_vec() }) else {
+        panic!()
+    };
+    let mut image = Image::new(base);
+    let items = image.items();
+    let of = |k: u32| items.iter().rev().find(|i| i.2.kind == k && i.2.object == dir.ino).unwrap();
+    let (node, at, key, ..) = of(kind::RECORD);
+    let mut b = image.d.block(image.nodes[*node].0.addr);
+    Key { offset: u64::MAX, ..*key }.emit(&mut b[*at..]).unwrap();
+    image.put_node(*node, b);
+    let (node, _, _, value, _) = of(kind::SLOT_EXTENT);
+    let mut b = image.d.block(image.nodes[*node].0.addr);
+    b[*value + 32] ^= 1;
+    image.put_node(*node, b);
+    let mut r = Run::open(image.d);
+    assert!(r.client(dir.ino).info().is_err());
+}
+
+/// A log record with allocations of 16 TiB each: fsck says so and does not look at each block of them.
+#[test]
+fn impossible_allocations_in_the_log_are_told_at_once() {
+    use vexfs_core::engine::log::{self, Expect, Place};
+    use vexfs_core::txn::Changes;
+    let mut r = Run::open(Disk::new(8192, 2));
+    r.make(ROOT, "file", 0o100644);
+    r.op(Op::Sync).unwrap();
+    let sb = Image::new(r.d.clone()).sb;
+    let e = Expect { uuid: sb.uuid, hash_key: sb.hash_key, crc32c: checksum::crc32c, epoch: sb.log_epoch };
+    let (mut place, mut seq) = (Place { addr: sb.log_addr, twin: sb.log_twin, room: sb.log_room }, sb.log_seq);
+    let group = |d: &Disk, p: Place| (0..200).flat_map(|i| d.block(p.addr + i)).collect::<Vec<u8>>();
+    let mut last = None;
+    while let Some(h) = log::parse_group(&e, place, seq, &group(&r.d, place)) {
+        last = Some(h);
+        place = Place { addr: h.next_addr, twin: h.next_twin, room: h.room };
+        seq += 1;
+    }
+    let mut record = Vec::new();
+    let changes = Changes { allocs: vec![(1 << 40, u32::MAX); 30_000], ..Changes::default() };
+    log::write_record(&mut record, &changes, 0).unwrap();
+    let blocks = log::blocks_for(record.len());
+    let next = place.skip(blocks);
+    let head = LogHead {
+        addr: place.addr,
+        twin: place.twin,
+        seq,
+        blocks,
+        records: 1,
+        payload: record.len() as u32,
+        room: next.room,
+        next_addr: next.addr,
+        next_twin: next.twin,
+        ..last.unwrap()
+    };
+    let mut b = vec![0; blocks as usize * 4096];
+    head.emit(&mut b).unwrap();
+    b[LogHead::SIZE..LogHead::SIZE + record.len()].copy_from_slice(&record);
+    let crc = checksum::crc32c(log::seed(&sb.hash_key, sb.log_epoch), &b[4..]);
+    b[..4].copy_from_slice(&crc.to_le_bytes());
+    for (i, block) in b.chunks(4096).enumerate() {
+        r.d.write(place.addr + i as u64, block);
+        r.d.write(place.twin + i as u64, block);
+    }
+    assert!(errors(&mut r.d).iter().any(|t| t.contains("blocks")), "not found");
 }

@@ -242,14 +242,21 @@ impl Collection {
             }
             let whole = at.saturating_add(len / 4) == dim;
             if whole && self.sets.bad.get(slot) {
-                let crc = vector_crc(env, row);
-                if self.store.head(slot as usize).is_some_and(|h| h.crc == crc) {
+                let (head, row) = (self.store.head(slot as usize), self.store.vector(slot as usize));
+                if head.zip(row).is_some_and(|(h, row)| self.is_sound(env, h, row)) {
                     self.sets.bad.clear(slot);
                 }
             }
             at = 0;
         }
         Ok(())
+    }
+
+    /// Whether a vector is the one of this head, and one that could have been inserted.
+    pub fn is_sound(&self, env: &Env, head: &Slot, words: &[u32]) -> bool {
+        words.len() == self.store.dim()
+            && vector_crc(env, words) == head.crc
+            && admit(env.distance, self.metric, words) == Ok(head.inv_norm)
     }
 
     /// Makes the head of a slot again that a damaged block took along, from its record. `sound`: the vector's own
@@ -410,7 +417,7 @@ impl Collection {
     }
 
     /// Stores a vector: after its transaction was applied, or at replay of the log. What the slot held is gone; a
-    /// record that had the same id elsewhere is to be dropped with [`drop_slot`](Self::drop_slot).
+    /// record that had the same id elsewhere has lost that slot.
     pub fn put(&mut self, slot: u64, head: Slot, words: &[u32]) -> Result<(), Error> {
         if words.len() != self.store.dim() {
             return Err(Error::WrongDimension);
@@ -434,6 +441,10 @@ impl Collection {
             }
         }
         if is_live(&head) {
+            // A record has one slot: a log in which the drop of the old one is missing must not make it two.
+            if let Some(old) = self.slot_of(head.id).filter(|old| *old != slot) {
+                self.drop_slot(old);
+            }
             self.ids.insert(head.id, slot)?;
             self.sets.free.clear(slot);
             self.sets.searchable.set(slot);

@@ -372,3 +372,39 @@ fn only_dirty_blocks_change() {
         }
     }
 }
+
+/// A vector that nobody could have inserted, or a head with another norm, under checksums that are right: damaged, never found.
+#[test]
+fn vectors_that_could_not_be_inserted_are_damaged() {
+    let mut rng = Rng(40);
+    for change in ["NaN", "norm"] {
+        let mut w = World::new(8, Metric::Cosine, 1);
+        for id in 0..20 {
+            w.put(id, random(&mut rng, 8));
+        }
+        let (mut slots, mut vectors) = w.streams();
+        if change == "NaN" {
+            vectors[3 * 32..3 * 32 + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+            let words: Words =
+                vectors[3 * 32..4 * 32].chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+            slots[3 * 32 + 28..4 * 32].copy_from_slice(&vector_crc(&env(), &words).to_le_bytes());
+        } else {
+            slots[3 * 32 + 16..3 * 32 + 24].copy_from_slice(&f64::NAN.to_bits().to_le_bytes());
+        }
+        let c = w.load(&slots, &vectors, None, 64);
+        assert!(c.damaged().eq([3]), "{change}: {:?}", c.damaged().collect::<Vec<_>>());
+    }
+}
+
+/// A log in which the drop of the old slot is missing: the record has its new slot only.
+#[test]
+fn a_record_has_one_slot() {
+    let mut w = World::new(4, Metric::L2, 1);
+    w.put(7, random(&mut Rng(1), 4));
+    let v = random(&mut Rng(2), 4);
+    let head = w.head(7, &v);
+    w.c.put(1, head, &v).unwrap();
+    assert_eq!((w.c.live(), w.c.slot_of(7)), (1, Some(1)));
+    let req = SearchParams { query: &v, k: 5, ef: 0, radius: None, exact: true };
+    assert_eq!(w.search(&req).0.len(), 1);
+}

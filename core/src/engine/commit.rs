@@ -175,7 +175,7 @@ impl Volume {
                 (None, _) => self.view.tree.del(k),
             };
             failed |= done.is_err();
-            if k.kind == kind::ORPHAN && k.object == 0 {
+            if k.kind == kind::ORPHAN && k.object == 0 && k.sub == 0 {
                 if v.is_some() {
                     let _ = self.orphans.insert(k.offset, ());
                 } else {

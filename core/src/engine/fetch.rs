@@ -154,15 +154,15 @@ impl Volume {
         if good {
             // The other copy was bad: write the good one over it, if this volume may write.
             let heal = r.twin && r.error == Some(Error::Corrupt) && !self.read_only && self.state == State::Ready;
-            if heal {
-                if let Ok(copy) = buf.copy() {
+            let copy = if heal { buf.copy().ok() } else { None };
+            match (self.view.tree.admit(ptr, level, buf), copy) {
+                (Err(e), _) => fail = Some(e),
+                (Ok(()), Some(copy)) => {
                     if self.io.submit(IoKind::Write, ptr.addr, 1, copy, Purpose::Heal).is_ok() {
                         self.heals = self.heals.saturating_add(1);
                     }
                 }
-            }
-            if let Err(e) = self.view.tree.admit(ptr, level, buf) {
-                fail = Some(e);
+                (Ok(()), None) => {}
             }
         } else {
             fail = Some(r.error.filter(|e| *e == Error::Corrupt).unwrap_or(error));

@@ -472,6 +472,13 @@ impl Volume {
             }
         }
         self.ready_to_apply(&c)?;
+        for v in &c.vectors {
+            let words = c.words.get(v.start..v.start.saturating_add(v.len)).unwrap_or(&[]);
+            let collection = self.view.collections.get(v.collection);
+            if collection.is_some_and(|k| !k.is_sound(&self.view.env, &v.head, words)) {
+                return Err(Stop::Fail(Error::Corrupt));
+            }
+        }
         for (a, n) in &c.allocs {
             self.space.replay_alloc(*a, *n)?;
         }
@@ -628,7 +635,8 @@ impl Volume {
         self.orphans.reserve(1)?;
         let Some(r) = &mut self.recover else { return Ok(()) };
         match k.kind {
-            kind::ORPHAN => {
+            // Only the item that the death of an inode takes away; the list would never lose another one.
+            kind::ORPHAN if k.sub == 0 => {
                 self.orphans.insert(k.offset, ())?;
                 mem::push(&mut r.trims, k.offset)?;
             }
