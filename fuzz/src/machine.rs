@@ -132,8 +132,11 @@ impl Machine {
     /// Everything that the volume wants of the disk.
     fn io(&mut self) -> bool {
         let mut any = false;
+        let mut requests = 0;
         while let Some(mut io) = self.volume.poll_io() {
             any = true;
+            requests += 1;
+            assert!(requests < STEPS, "hang: requests without end");
             let result = self.disk.carry_out(&mut io);
             self.volume.complete(self.now, io.id, result, io.buf);
         }
