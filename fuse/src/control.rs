@@ -33,12 +33,43 @@ pub(crate) fn is_control(name: &[u8]) -> bool {
 /// Replies that wait to be read; a session that does not read them may not go on asking.
 const UNREAD_MAX: usize = wire::FRAME_MAX;
 
+/// Most bytes of requests that are not complete and replies that are not read, in all sessions of one user but root. Anybody may open
+/// a control file as often as he likes; the daemon's memory must not depend on it.
+const USER_MAX: usize = 4 * wire::FRAME_MAX;
+
+/// Bytes that the sessions of each user hold.
+#[derive(Default)]
+struct Budget(Mutex<HashMap<u32, usize>>);
+
+impl Budget {
+    /// A session of `uid` that held `before` bytes holds `now` bytes.
+    fn note(&self, uid: u32, before: usize, now: usize) {
+        if before != now {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = all.entry(uid).or_default();
+            *held = (*held + now).saturating_sub(before);
+            if *held == 0 {
+                all.remove(&uid);
+            }
+        }
+    }
+
+    /// Whether sessions of `uid` may take more in.
+    fn is_spent(&self, uid: u32) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        uid != 0 && all.get(&uid).is_some_and(|held| *held > USER_MAX)
+    }
+}
+
+#[derive(Default)]
 struct Buffers {
     /// The request so far.
     request: Vec<u8>,
     /// Replies, and how much of them has been read.
     replies: Vec<u8>,
     read: usize,
+    /// What the budget knows of it.
+    noted: usize,
 }
 
 /// One open of a control file.
@@ -49,12 +80,27 @@ pub(crate) struct Session {
     gid: u32,
     groups: Vec<u32>,
     buffers: Mutex<Buffers>,
+    budget: Arc<Budget>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let held = self.buffers.get_mut().unwrap_or_else(PoisonError::into_inner).noted;
+        self.budget.note(self.uid, held, 0);
+    }
 }
 
 impl Session {
-    fn new(dir: Ino, cred: Cred) -> Session {
-        let buffers = Buffers { request: Vec::new(), replies: Vec::new(), read: 0 };
-        Session { dir, uid: cred.uid, gid: cred.gid, groups: cred.groups, buffers: Mutex::new(buffers) }
+    fn new(dir: Ino, cred: Cred, budget: &Arc<Budget>) -> Session {
+        let budget = budget.clone();
+        Session { dir, uid: cred.uid, gid: cred.gid, groups: cred.groups, buffers: Mutex::default(), budget }
+    }
+
+    /// Tells the budget what the session holds now.
+    fn note(&self, b: &mut Buffers) {
+        let held = b.request.capacity() + b.replies.capacity();
+        self.budget.note(self.uid, b.noted, held);
+        b.noted = held;
     }
 
     fn cred(&self) -> Cred {
@@ -65,7 +111,7 @@ impl Session {
     pub(crate) fn write(&self, mut data: &[u8], mut run: impl FnMut(Cred, Vec<u8>) -> Vec<u8>) -> Result<(), i32> {
         let mut b = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         while !data.is_empty() {
-            if b.replies.len() - b.read > UNREAD_MAX {
+            if b.replies.len() - b.read > UNREAD_MAX || self.budget.is_spent(self.uid) {
                 return Err(libc::EBUSY);
             }
             // First the length, then the rest of the frame.
@@ -75,6 +121,7 @@ impl Session {
             };
             if b.request.len() >= 4 && !(wire::RequestHead::SIZE..=wire::FRAME_MAX).contains(&want) {
                 b.request = Vec::new();
+                self.note(&mut b);
                 return Err(libc::EINVAL);
             }
             let n = want.saturating_sub(b.request.len()).min(data.len());
@@ -83,6 +130,7 @@ impl Session {
                 return Err(libc::ENOMEM);
             }
             b.request.extend_from_slice(piece);
+            self.note(&mut b);
             data = rest;
             if want > 4 && b.request.len() == want {
                 let frame = std::mem::take(&mut b.request);
@@ -93,6 +141,7 @@ impl Session {
                 } else {
                     b.replies.extend_from_slice(&reply);
                 }
+                self.note(&mut b);
             }
         }
         Ok(())
@@ -112,6 +161,7 @@ impl Session {
         if b.read == b.replies.len() {
             b.replies = Vec::new();
             b.read = 0;
+            self.note(&mut b);
         }
         bytes
     }
@@ -122,12 +172,14 @@ impl Session {
 pub(crate) struct Sessions {
     next: AtomicU64,
     open: Mutex<HashMap<u64, Arc<Session>>>,
+    budget: Arc<Budget>,
 }
 
 impl Sessions {
     pub(crate) fn open(&self, dir: Ino, cred: Cred) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::new(Session::new(dir, cred)));
+        let session = Arc::new(Session::new(dir, cred, &self.budget));
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(fh, session);
         fh
     }
 
@@ -205,7 +257,7 @@ mod tests {
             stream.extend(frame(32 + i * 37, i as u8));
         }
         for step in [1, 2, 3, 4, 5, 31, 32, 33, 100, 1000, stream.len()] {
-            let s = Session::new(5, Cred::default());
+            let s = Session::new(5, Cred::default(), &Arc::default());
             let mut seen = Vec::new();
             for piece in stream.chunks(step) {
                 s.write(piece, |_, f| {
@@ -231,7 +283,7 @@ mod tests {
 
     #[test]
     fn wrong_lengths_are_refused_and_forgotten() {
-        let s = Session::new(5, Cred::default());
+        let s = Session::new(5, Cred::default(), &Arc::default());
         for bad in [0u32, 4, 31, (64 << 20) + 1, u32::MAX] {
             assert_eq!(s.write(&[&bad.to_le_bytes()[..], &[0; 4]].concat(), |_, f| f), Err(libc::EINVAL));
         }
@@ -246,7 +298,7 @@ mod tests {
 
     #[test]
     fn replies_that_nobody_reads_do_not_pile_up() {
-        let s = Session::new(5, Cred::default());
+        let s = Session::new(5, Cred::default(), &Arc::default());
         let f = frame(32, 0);
         let mut n = 0;
         while s.write(&f, |_, _| vec![0; 16 << 20]).is_ok() {
@@ -256,5 +308,25 @@ mod tests {
         assert_eq!(s.write(&f, |_, _| Vec::new()), Err(libc::EBUSY));
         while !s.read(1 << 20).is_empty() {}
         assert_eq!(s.write(&f, |_, _| Vec::new()), Ok(()));
+    }
+
+    #[test]
+    fn a_user_cannot_make_the_daemon_hold_any_amount() {
+        let all = Sessions::default();
+        let open = |uid| all.get(all.open(5, Cred { uid, ..Cred::default() })).unwrap();
+        let mut begin = (wire::FRAME_MAX as u32).to_le_bytes().to_vec();
+        begin.resize(16 << 20, 0);
+        let mut taken = 0;
+        for _ in 0..100 {
+            taken += usize::from(open(1000).write(&begin, |_, _| Vec::new()).is_ok());
+        }
+        assert!((16..=18).contains(&taken), "{taken} sessions hold 16 MiB each");
+        assert_eq!(open(1000).write(&frame(32, 0), |_, f| f), Err(libc::EBUSY));
+        assert_eq!(open(1001).write(&frame(32, 0), |_, f| f), Ok(()), "another user");
+        assert_eq!(open(0).write(&begin, |_, f| f), Ok(()), "root");
+        for fh in 1..=50 {
+            all.close(fh);
+        }
+        assert_eq!(open(1000).write(&frame(32, 0), |_, f| f), Ok(()), "after they were closed");
     }
 }
