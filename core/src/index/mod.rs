@@ -8,12 +8,15 @@ mod bits;
 mod flat;
 mod heap;
 mod hnsw;
+mod ivf;
+mod kmeans;
 mod store;
 
 pub use bits::Bits;
 pub use flat::{scan, Best, Flat};
 pub use heap::Heap;
 pub use hnsw::{GraphHead, GraphNode, Hnsw, EF_DEFAULT, EF_MAX, M_DEFAULT, M_MAX, M_MIN};
+pub use ivf::{Ivf, IvfEntry, IvfHead};
 pub use store::{Rows, Table, VectorStore, SLOTS_MAX};
 
 use crate::dist::{Meter, Metric, Query};
@@ -28,13 +31,16 @@ pub mod kind {
     pub const FLAT: u32 = 1;
     /// Hierarchical navigable small world graph.
     pub const HNSW: u32 = 2;
-    /// Inverted lists (reserved).
+    /// Inverted lists.
     pub const IVF: u32 = 3;
-    /// Product quantisation (reserved).
+    /// Product quantisation.
     pub const PQ: u32 = 4;
-    /// Locality-sensitive hashing (reserved).
+    /// Locality-sensitive hashing.
     pub const LSH: u32 = 5;
 }
+
+/// Candidates that a search of a graph keeps if it does not say.
+pub const EF_SEARCH_DEFAULT: usize = 64;
 
 /// Decides whether a live slot may be a result. Called at most once for each slot in a search, in any order.
 pub type Accept<'a> = dyn FnMut(u64, &Slot) -> Step<bool> + 'a;
@@ -105,6 +111,8 @@ pub struct Scratch {
     pub best: Best,
     /// Lists of neighbour selection.
     pub(crate) select: hnsw::Select,
+    /// Keys of a product with a matrix.
+    pub(crate) keys: Vec<u32>,
 }
 
 impl Scratch {
@@ -116,6 +124,7 @@ impl Scratch {
             found: Heap::new(),
             best: Best::new(),
             select: hnsw::Select::new(),
+            keys: Vec::new(),
         }
     }
 
@@ -129,6 +138,7 @@ impl Scratch {
             .saturating_add(self.found.memory())
             .saturating_add(self.best.memory())
             .saturating_add(self.select.memory())
+            .saturating_add(self.keys.capacity().saturating_mul(4))
     }
 }
 
@@ -211,6 +221,8 @@ pub enum Inserted {
     Yes,
     /// Not before maintenance has gone on.
     Later,
+    /// Neither this nor any other before maintenance has gone on.
+    NotNow,
 }
 
 /// Figures of an index.
@@ -222,14 +234,18 @@ pub struct IndexInfo {
     pub layers: u32,
     /// Links.
     pub links: u64,
+    /// Parts that a search chooses from: lists of ivf, subvectors of pq, tables of lsh; 0 before training.
+    pub parts: u64,
 }
 
 /// A search as an index gets it.
 pub struct Probe<'a, 'b> {
     /// The query.
     pub query: &'a Query<'b>,
-    /// How many candidates to keep.
+    /// What [`Index::plan`] gave: candidates to keep, lists to look at.
     pub ef: usize,
+    /// Results that are wanted.
+    pub k: usize,
     /// If more distances than this would be needed, an exact scan is the better choice: give up.
     pub limit: u64,
 }
@@ -269,6 +285,28 @@ pub trait Index {
         freed: &mut dyn FnMut(u32),
     ) -> Result<(), Error>;
 
+    /// Whether the index has let go of all that it held, since it was asked last: everything is pending again.
+    fn restarted(&mut self) -> bool {
+        false
+    }
+
+    /// Whether it takes nothing in because it is being trained.
+    fn training(&self) -> bool {
+        false
+    }
+
+    /// Inserts that take about as long as one into a graph.
+    fn inserts_at_once(&self) -> usize {
+        1
+    }
+
+    /// What [`Probe::ef`] has to be for a search with `effort` (the caller's number, whose meaning is the kind's; 0 for
+    /// the default) and `k` results among `indexed` slots. `None`: comparing everything is as good.
+    fn plan(&self, effort: usize, k: usize, indexed: u64) -> Option<usize> {
+        let ef = if effort == 0 { EF_SEARCH_DEFAULT } else { effort }.max(k);
+        ((ef as u64) < indexed).then_some(ef)
+    }
+
     /// Puts the nearest acceptable slots that it knows into `s.found`. False: it gave up; scan instead.
     fn nearest(
         &self,
@@ -298,6 +336,8 @@ pub enum AnyIndex {
     Flat(Flat),
     /// Graph.
     Hnsw(Hnsw),
+    /// Inverted lists.
+    Ivf(Ivf),
 }
 
 impl AnyIndex {
@@ -306,6 +346,7 @@ impl AnyIndex {
         match schema.index {
             kind::FLAT => Ok(AnyIndex::Flat(Flat)),
             kind::HNSW => Ok(AnyIndex::Hnsw(Hnsw::new(schema.m, schema.ef_construction, schema.seed))),
+            kind::IVF => Ok(AnyIndex::Ivf(Ivf::new(schema.lists, schema.seed))),
             _ => Err(Error::NotSupported),
         }
     }
@@ -316,6 +357,7 @@ impl AnyIndex {
         match self {
             AnyIndex::Flat(_) => Ok(true),
             AnyIndex::Hnsw(h) => h.load(view, version, bytes, bad),
+            AnyIndex::Ivf(i) => i.load(view, version, bytes, bad),
         }
     }
 
@@ -324,6 +366,7 @@ impl AnyIndex {
         match self {
             AnyIndex::Flat(_) => kind::FLAT,
             AnyIndex::Hnsw(_) => kind::HNSW,
+            AnyIndex::Ivf(_) => kind::IVF,
         }
     }
 
@@ -332,6 +375,7 @@ impl AnyIndex {
         match self {
             AnyIndex::Flat(i) => i,
             AnyIndex::Hnsw(i) => i,
+            AnyIndex::Ivf(i) => i,
         }
     }
 
@@ -340,6 +384,7 @@ impl AnyIndex {
         match self {
             AnyIndex::Flat(i) => i,
             AnyIndex::Hnsw(i) => i,
+            AnyIndex::Ivf(i) => i,
         }
     }
 }
