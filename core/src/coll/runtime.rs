@@ -295,7 +295,7 @@ impl Collection {
             let sound = whole.filter(|b| root.kind == self.index.kind() && (env.crc32c)(0, b) == root.crc);
             if let Some(b) = sound {
                 let view = View { store: &self.store, metric: self.metric };
-                self.index.load(&view, root.version, b, &self.sets.bad)?;
+                self.index.load(&view, env.distance, root.version, b, &self.sets.bad)?;
             }
         }
         self.sort_slots();

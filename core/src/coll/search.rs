@@ -131,7 +131,13 @@ impl Run {
         i: usize,
         accept: Option<&mut Accept>,
     ) -> Result<(), Refusal> {
-        let params = SearchParams { query: &self.words, k: s.k, ef: s.ef, radius: r.radius, exact: s.exact };
+        // Each kind has a number of its own; those of other kinds say nothing.
+        let ef = match r.runtime.schema.index {
+            wire::index::IVF => s.nprobe,
+            wire::index::PQ | wire::index::LSH => s.rerank,
+            _ => s.ef,
+        };
+        let params = SearchParams { query: &self.words, k: s.k, ef, radius: r.radius, exact: s.exact };
         let a = self.answers.get_mut(i).ok_or(Error::Invalid)?;
         a.stats = r.runtime.search(t.env(), &params, accept, &mut self.scratch, &mut a.hits)?;
         self.bytes = self.bytes.saturating_add(a.hits.len().saturating_mul(wire::Hit::SIZE));

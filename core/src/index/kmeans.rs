@@ -9,7 +9,7 @@ use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// Rounds of Lloyd's algorithm.
-const ROUNDS: u32 = 8;
+const ROUNDS: u32 = 6;
 /// Multiplications that one unit of a maintenance budget pays for, about as many as an insert into a graph makes.
 pub(super) const UNIT: usize = 1 << 18;
 /// Multiplications of one call of the leaf: the time that a kernel does not preempt.
@@ -93,8 +93,9 @@ impl Matrix {
         keys: &mut Vec<u32>,
     ) -> Result<u32, NoMemory> {
         self.keys(kernels, x, scale, true, keys)?;
-        let least = keys.iter().zip(0u32..).min();
-        Ok(least.map_or(0, |l| l.1))
+        // Two passes: the first one is done in registers.
+        let least = keys.iter().fold(u32::MAX, |a, b| a.min(*b));
+        Ok(keys.iter().position(|k| *k == least).unwrap_or(0) as u32)
     }
 
     fn set(&mut self, kernels: &dyn Distance, column: usize, sums: &[u32], count: u32) {

@@ -10,6 +10,8 @@ mod heap;
 mod hnsw;
 mod ivf;
 mod kmeans;
+mod lsh;
+mod pq;
 mod store;
 
 pub use bits::Bits;
@@ -17,9 +19,11 @@ pub use flat::{scan, Best, Flat};
 pub use heap::Heap;
 pub use hnsw::{GraphHead, GraphNode, Hnsw, EF_DEFAULT, EF_MAX, M_DEFAULT, M_MAX, M_MIN};
 pub use ivf::{Ivf, IvfEntry, IvfHead};
+pub use lsh::{Lsh, LshEntry, LshHead};
+pub use pq::{Pq, PqEntry, PqHead};
 pub use store::{Rows, Table, VectorStore, SLOTS_MAX};
 
-use crate::dist::{Meter, Metric, Query};
+use crate::dist::{Distance, Meter, Metric, Query};
 use crate::error::{Error, Step};
 use crate::format::{Schema, Slot, SLOT_LIVE};
 use crate::mem::{self, NoMemory};
@@ -113,6 +117,10 @@ pub struct Scratch {
     pub(crate) select: hnsw::Select,
     /// Keys of a product with a matrix.
     pub(crate) keys: Vec<u32>,
+    /// Lookup tables.
+    pub(crate) tables: pq::Tables,
+    /// Buckets to look into.
+    pub(crate) probes: lsh::Probes,
 }
 
 impl Scratch {
@@ -125,6 +133,8 @@ impl Scratch {
             best: Best::new(),
             select: hnsw::Select::new(),
             keys: Vec::new(),
+            tables: pq::Tables::new(),
+            probes: lsh::Probes::new(),
         }
     }
 
@@ -139,6 +149,8 @@ impl Scratch {
             .saturating_add(self.best.memory())
             .saturating_add(self.select.memory())
             .saturating_add(self.keys.capacity().saturating_mul(4))
+            .saturating_add(self.tables.memory())
+            .saturating_add(self.probes.memory())
     }
 }
 
@@ -338,6 +350,10 @@ pub enum AnyIndex {
     Hnsw(Hnsw),
     /// Inverted lists.
     Ivf(Ivf),
+    /// Product quantisation.
+    Pq(Pq),
+    /// Locality-sensitive hashing.
+    Lsh(Lsh),
 }
 
 impl AnyIndex {
@@ -347,17 +363,28 @@ impl AnyIndex {
             kind::FLAT => Ok(AnyIndex::Flat(Flat)),
             kind::HNSW => Ok(AnyIndex::Hnsw(Hnsw::new(schema.m, schema.ef_construction, schema.seed))),
             kind::IVF => Ok(AnyIndex::Ivf(Ivf::new(schema.lists, schema.seed))),
+            kind::PQ => Ok(AnyIndex::Pq(Pq::new(schema.dim, schema.subvectors, schema.bits, schema.seed))),
+            kind::LSH => Ok(AnyIndex::Lsh(Lsh::new(schema.dim, schema.tables, schema.bits, schema.seed))),
             _ => Err(Error::NotSupported),
         }
     }
 
     /// Reads what `encode` gave and compares it with the slots: a node whose slot holds another vector or none that
     /// can be trusted (`bad`) is only kept to be removed. False: it cannot be used, and the index is empty.
-    pub fn load(&mut self, view: &View<'_>, version: u32, bytes: &[u8], bad: &Bits) -> Result<bool, NoMemory> {
+    pub fn load(
+        &mut self,
+        view: &View<'_>,
+        kernels: &dyn Distance,
+        version: u32,
+        bytes: &[u8],
+        bad: &Bits,
+    ) -> Result<bool, NoMemory> {
         match self {
             AnyIndex::Flat(_) => Ok(true),
             AnyIndex::Hnsw(h) => h.load(view, version, bytes, bad),
             AnyIndex::Ivf(i) => i.load(view, version, bytes, bad),
+            AnyIndex::Pq(i) => i.load(view, version, bytes, bad),
+            AnyIndex::Lsh(i) => i.load(view, kernels, version, bytes, bad),
         }
     }
 
@@ -367,6 +394,8 @@ impl AnyIndex {
             AnyIndex::Flat(_) => kind::FLAT,
             AnyIndex::Hnsw(_) => kind::HNSW,
             AnyIndex::Ivf(_) => kind::IVF,
+            AnyIndex::Pq(_) => kind::PQ,
+            AnyIndex::Lsh(_) => kind::LSH,
         }
     }
 
@@ -376,6 +405,8 @@ impl AnyIndex {
             AnyIndex::Flat(i) => i,
             AnyIndex::Hnsw(i) => i,
             AnyIndex::Ivf(i) => i,
+            AnyIndex::Pq(i) => i,
+            AnyIndex::Lsh(i) => i,
         }
     }
 
@@ -385,6 +416,8 @@ impl AnyIndex {
             AnyIndex::Flat(i) => i,
             AnyIndex::Hnsw(i) => i,
             AnyIndex::Ivf(i) => i,
+            AnyIndex::Pq(i) => i,
+            AnyIndex::Lsh(i) => i,
         }
     }
 }

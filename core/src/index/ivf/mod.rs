@@ -33,6 +33,11 @@ const GROWTH: u64 = 4;
 /// A list of so many times the mean length is out of balance.
 const UNEVEN: u64 = 16;
 
+/// Lists that a search looks at if it does not say: one in so many,
+const NPROBE_SHARE: usize = 8;
+/// and at least so many, or three quarters of few (measured on real embeddings, for a recall of 0.95).
+const NPROBE_MIN: usize = 40;
+
 /// The lists.
 #[derive(Debug)]
 pub struct Ivf {
@@ -296,7 +301,8 @@ impl Index for Ivf {
 
     fn plan(&self, effort: usize, _: usize, _: u64) -> Option<usize> {
         let lists = self.lists.len();
-        let nprobe = if effort == 0 { (lists / NPROBE_SHARE).max(NPROBE_MIN) } else { effort };
+        let default = (lists / NPROBE_SHARE).max(NPROBE_MIN.min(lists.saturating_mul(3) / 4)).max(1);
+        let nprobe = if effort == 0 { default } else { effort };
         (self.centroids.is_some() && nprobe < lists).then_some(nprobe)
     }
 
@@ -326,7 +332,7 @@ impl Index for Ivf {
             if probed >= want.max(filtered) && s.found.len() >= probe.k {
                 return Ok(true);
             }
-            if measured > probe.limit || filtered > lists {
+            if measured > probe.limit || filtered.saturating_mul(2) > lists {
                 return Ok(false);
             }
             let list = !list;
@@ -360,10 +366,6 @@ impl Index for Ivf {
     }
 }
 
-/// Lists that a search looks at if it does not say: one in so many,
-const NPROBE_SHARE: usize = 12;
-/// and at least so many.
-const NPROBE_MIN: usize = 8;
 
 #[cfg(test)]
 mod tests;
