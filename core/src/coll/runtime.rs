@@ -477,7 +477,8 @@ impl Collection {
         if index.holds(slot as u32) {
             index.remove(slot as u32);
             self.changes = self.changes.saturating_add(1);
-        } else {
+        }
+        if !index.holds(slot as u32) {
             self.sets.free.set(slot);
         }
         self.touch_slot(slot);

@@ -98,7 +98,8 @@ impl Matrix {
         Ok(keys.iter().position(|k| *k == least).unwrap_or(0) as u32)
     }
 
-    fn set(&mut self, kernels: &dyn Distance, column: usize, sums: &[u32], count: u32) {
+    /// Column `column` becomes `sums / count`.
+    pub(super) fn set(&mut self, kernels: &dyn Distance, column: usize, sums: &[u32], count: u32) {
         let at = (column / PANEL).saturating_mul(self.panel_words());
         let end = at.saturating_add(self.panel_words());
         if let (Some(p), Some(b)) = (self.panels.get_mut(at..end), self.bias.get_mut(column)) {

@@ -16,7 +16,8 @@ pub(super) const VERSION: u32 = 1;
 const MAGIC: u64 = u64::from_le_bytes(*b"VXlsh\0\0\0");
 
 layout! {
-    /// Head of a stored LSH index, the byte string that an `INDEX` item describes. Its members follow.
+    /// Head of a stored LSH index, the byte string that an `INDEX` item describes. For each bit of each table an f32
+    /// follows: what is added to minus the product with its direction. Then the members.
     pub struct LshHead [64] {
         0 magic: u64 = "`VXlsh`",
         8 version: u32 = "version of the encoding, 1",
@@ -64,6 +65,11 @@ impl Lsh {
         mem::reserve(&mut out, (self.members as usize).saturating_mul(each).saturating_add(LshHead::SIZE))?;
         mem::resize(&mut out, LshHead::SIZE, 0)?;
         self.head(view).emit(&mut out);
+        if let Some(m) = &self.planes {
+            for w in m.bias.iter().take(m.columns()) {
+                mem::extend(&mut out, &w.to_le_bytes())?;
+            }
+        }
         for slot in (0..self.states.len() as u32).filter(|s| self.member(*s)) {
             let seq = view.store.head(slot as usize).map_or(0, |h| h.seq);
             let mut bytes = [0u8; LshEntry::SIZE];
@@ -115,12 +121,21 @@ impl Lsh {
         }
         let codes = (shape.tables as usize).saturating_mul(4);
         let each = LshEntry::SIZE.saturating_add(codes);
-        let rest = bytes.get(LshHead::SIZE..).unwrap_or(&[]);
+        let bias = (shape.bits as usize).saturating_mul(codes);
+        let Some((bias, rest)) = bytes.get(LshHead::SIZE..).and_then(|b| b.split_at_checked(bias)) else {
+            return Ok(None);
+        };
         if usize::try_from(head.members).ok().and_then(|n| n.checked_mul(each)) != Some(rest.len()) {
             return Ok(None);
         }
         if shape.tables != 0 {
-            let planes = self.directions(kernels, shape.tables, shape.bits)?;
+            let mut planes = self.directions(kernels, shape.tables, shape.bits)?;
+            for (to, b) in planes.bias.iter_mut().zip(bias.chunks_exact(4)) {
+                *to = u32::from_le_bytes(b.try_into().unwrap_or([0xff; 4]));
+                if *to & 0x7f80_0000 == 0x7f80_0000 {
+                    return Ok(None);
+                }
+            }
             self.renew(planes, shape)?;
             self.restarted = false;
         }

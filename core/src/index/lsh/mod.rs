@@ -3,7 +3,8 @@
 //! for l2; Lv, Josephson, Wang, Charikar and Li 2007 for the probes). Owns hash tables; promises that a member is in one
 //! bucket of each table, that of its vector.
 //!
-//! A bit of a code comes from one random direction. Cosine and ip take the sign of the product. l2 divides the line
+//! A bit of a code comes from one random direction. Cosine and ip take the sign of the product, cosine relative to the
+//! mean of the vectors, because embeddings often lie in a narrow cone, which planes through the origin do not divide. l2 divides the line
 //! into stretches, randomly shifted and wide enough that most products lie in two of them, and takes the parity of the
 //! stretch. A search looks into the buckets in the order of how little the query would have to move to be there, until it
 //! has enough candidates, and measures these exactly.
@@ -189,11 +190,37 @@ impl Lsh {
         Ok(kernels.spread(&least, &most))
     }
 
+    /// Cosine: the product of each direction with the mean direction of a sample, as its bias.
+    #[inline(never)] // keeps stack frames small
+    fn centre(&self, view: &View<'_>, kernels: &dyn Distance, m: &mut Matrix, s: &mut Scratch) -> Result<(), NoMemory> {
+        let chosen = sample(self.states.len(), self.members as usize, SAMPLE, |x| self.member(x))?;
+        let mut sums = mem::filled(self.dim, 0u32)?;
+        for slot in &chosen {
+            if let Some((words, inv_norm)) = view.row(*slot) {
+                kernels.accumulate(words, inv_norm, &mut sums);
+            }
+        }
+        let mut one = Matrix::new(self.dim, 1)?;
+        one.set(kernels, 0, &sums, chosen.len() as u32);
+        for (to, from) in sums.iter_mut().zip(one.panels.chunks(PANEL)) {
+            *to = from.first().copied().unwrap_or(0);
+        }
+        m.keys(kernels, &sums, 0, false, &mut s.keys)?;
+        for (bias, key) in m.bias.iter_mut().zip(&s.keys) {
+            // The f32 of the key is minus the product.
+            *bias = if key >> 31 == 0 { !key } else { key ^ (1 << 31) } ^ (1 << 31);
+        }
+        Ok(())
+    }
+
     /// Makes the tables for what is there now; all members have to come again.
     #[inline(never)] // keeps stack frames small
     fn make(&mut self, view: &View<'_>, kernels: &dyn Distance, s: &mut Scratch) -> Result<(), NoMemory> {
         let (tables, bits) = self.choose();
-        let planes = self.directions(kernels, tables, bits)?;
+        let mut planes = self.directions(kernels, tables, bits)?;
+        if view.metric == Metric::Cosine {
+            self.centre(view, kernels, &mut planes, s)?;
+        }
         let unit = if view.metric == Metric::L2 { self.measure(view, kernels, &planes, s)? } else { 0 };
         self.renew(planes, Shape { tables, bits, unit })
     }
@@ -223,7 +250,7 @@ impl Lsh {
         each: &mut dyn FnMut(u32, u32),
     ) -> Result<(), NoMemory> {
         let Some(m) = &self.planes else { return Ok(()) };
-        m.keys(kernels, x, factor, false, keys)?;
+        m.keys(kernels, x, factor, true, keys)?;
         for (n, key) in (0u64..).zip(keys.iter()) {
             if self.shape.unit == 0 {
                 let v = fixed(*key, 16);
