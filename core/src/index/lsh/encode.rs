@@ -34,7 +34,8 @@ layout! {
 }
 
 layout! {
-    /// A member of a stored LSH index, in order of slots. For each table a u32 follows: its code.
+    /// A member of a stored LSH index, in order of slots. Its code follows: the bits of all tables in order, in u32 words, the
+    /// lowest bit first; the last word is filled up with zeros.
     pub struct LshEntry [16] {
         0 slot: u32 = "slot of the vector",
         4 reserved: u32 = "zero",
@@ -59,9 +60,15 @@ impl Lsh {
         }
     }
 
+    /// Bytes of a stored code and of the biases.
+    fn sizes(shape: &Shape) -> (usize, usize) {
+        let columns = (shape.tables as usize).saturating_mul(shape.bits as usize);
+        (columns.div_ceil(32).saturating_mul(4), columns.saturating_mul(4))
+    }
+
     pub(super) fn bytes(&self, view: &View<'_>) -> Result<Vec<u8>, NoMemory> {
         let mut out = Vec::new();
-        let each = LshEntry::SIZE.saturating_add((self.shape.tables as usize).saturating_mul(4));
+        let each = LshEntry::SIZE.saturating_add(Lsh::sizes(&self.shape).0);
         mem::reserve(&mut out, (self.members as usize).saturating_mul(each).saturating_add(LshHead::SIZE))?;
         mem::resize(&mut out, LshHead::SIZE, 0)?;
         self.head(view).emit(&mut out);
@@ -75,8 +82,8 @@ impl Lsh {
             let mut bytes = [0u8; LshEntry::SIZE];
             LshEntry { slot, reserved: 0, seq }.emit(&mut bytes);
             mem::extend(&mut out, &bytes)?;
-            for table in 0..self.shape.tables as usize {
-                mem::extend(&mut out, &self.word(slot, self.places(table).0).to_le_bytes())?;
+            for w in self.code(slot) {
+                mem::extend(&mut out, &w.to_le_bytes())?;
             }
         }
         Ok(out)
@@ -119,9 +126,8 @@ impl Lsh {
         if head != want || head.members > view.store.len() as u64 || !self.plausible(view, &head) {
             return Ok(None);
         }
-        let codes = (shape.tables as usize).saturating_mul(4);
-        let each = LshEntry::SIZE.saturating_add(codes);
-        let bias = (shape.bits as usize).saturating_mul(codes);
+        let (code, bias) = Lsh::sizes(&shape);
+        let each = LshEntry::SIZE.saturating_add(code);
         let Some((bias, rest)) = bytes.get(LshHead::SIZE..).and_then(|b| b.split_at_checked(bias)) else {
             return Ok(None);
         };
@@ -140,7 +146,10 @@ impl Lsh {
             self.restarted = false;
         }
         let mut least = 0u32;
-        let mut codes = Vec::new();
+        let mut code = Vec::new();
+        // Bits of the last word that belong to no table.
+        let used = (shape.tables as usize).saturating_mul(shape.bits as usize) % 32;
+        let beyond = if used == 0 { 0 } else { u32::MAX << used };
         for b in rest.chunks_exact(each) {
             let (Some(e), Some(words)) = (LshEntry::parse(b), b.get(LshEntry::SIZE..)) else { return Ok(None) };
             let Some(slot) = view.store.head(e.slot as usize) else { return Ok(None) };
@@ -148,17 +157,16 @@ impl Lsh {
                 return Ok(None);
             }
             least = e.slot.saturating_add(1);
-            codes.clear();
+            code.clear();
             for w in words.chunks_exact(4) {
-                let code = u32::from_le_bytes(w.try_into().unwrap_or([0; 4]));
-                if u64::from(code) >> shape.bits != 0 {
-                    return Ok(None);
-                }
-                mem::push(&mut codes, code)?;
+                mem::push(&mut code, u32::from_le_bytes(w.try_into().unwrap_or([0; 4])))?;
+            }
+            if code.last().is_some_and(|w| w & beyond != 0) {
+                return Ok(None);
             }
             if is_live(slot) && slot.seq == e.seq && !bad.get(u64::from(e.slot)) {
                 self.grow(e.slot)?;
-                self.join(e.slot, &codes);
+                self.join(e.slot, &code);
             }
         }
         (self.trained, self.added) = (head.trained, head.added);

@@ -7,7 +7,8 @@
 //! mean of the vectors, because embeddings often lie in a narrow cone, which planes through the origin do not divide. l2 divides the line
 //! into stretches, randomly shifted and wide enough that most products lie in two of them, and takes the parity of the
 //! stretch. A search looks into the buckets in the order of how little the query would have to move to be there, until it
-//! has enough candidates, and measures these exactly.
+//! has a pool of candidates. It ranks these by all bits of their codes, a bit that differs counting as much as the query is
+//! away from its border, and measures the best ones exactly.
 //!
 //! The width of the stretches and, unless the schema gives it, the number of bits come from what is there when the
 //! tables are made; they are made anew when that has grown much. See `ivf` for how members come back then.
@@ -19,7 +20,7 @@ pub use encode::{LshEntry, LshHead};
 pub(crate) use probe::Probes;
 
 use super::kmeans::{hash, sample, scale, Matrix};
-use super::{is_live, Gate, Index, IndexInfo, Inserted, Probe, Rows, Scratch, View};
+use super::{Gate, Index, IndexInfo, Inserted, Probe, Rows, Scratch, View};
 use crate::cluster::PANEL;
 use crate::dist::{Distance, Meter, Metric};
 use crate::error::{Error, Step};
@@ -27,7 +28,7 @@ use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// Tables if the schema says 0; fewer for many dimensions.
-const TABLES_DEFAULT: u32 = 16;
+const TABLES_DEFAULT: u32 = 48;
 /// Most numbers in all directions together, if the schema leaves tables and bits open.
 const HASHES_MAX: u64 = 1 << 22;
 /// Vectors before the tables are made, if the schema leaves the bits open; otherwise far fewer do.
@@ -42,8 +43,8 @@ const GROWTH: u64 = 4;
 const BUCKET_BITS: u32 = 16;
 /// No slot.
 const NONE: u32 = u32::MAX;
-/// Candidates that are measured if a search does not say: one in so many, at least so many, so many for each result.
-const RERANK: (u64, usize, usize) = (8, 400, 40);
+/// Candidates that are measured if a search does not say: at least so many, so many for each result.
+const RERANK: (usize, usize) = (200, 20);
 
 /// What the hash functions are made from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +67,9 @@ pub struct Lsh {
     planes: Option<Matrix>,
     /// For each table its buckets: the first slot of each.
     heads: Vec<u32>,
-    /// For each slot and table the code, the next and the previous slot in the bucket.
+    /// For each slot its code: a string of the bits of all tables.
+    codes: Rows,
+    /// For each slot and table the next and the previous slot in the bucket.
     rows: Rows,
     states: Vec<bool>,
     members: u64,
@@ -117,6 +120,7 @@ impl Lsh {
             shape: Shape::default(),
             planes: None,
             heads: Vec::new(),
+            codes: Rows::new(0),
             rows: Rows::new(0),
             states: Vec::new(),
             members: 0,
@@ -228,7 +232,8 @@ impl Lsh {
     fn renew(&mut self, planes: Matrix, shape: Shape) -> Result<(), NoMemory> {
         let buckets = (shape.tables as usize).checked_shl(shape.bits.min(BUCKET_BITS)).ok_or(NoMemory)?;
         let heads = mem::filled(buckets, NONE)?;
-        self.rows = Rows::new((shape.tables as usize).saturating_mul(3));
+        self.codes = Rows::new(planes.columns().div_ceil(32));
+        self.rows = Rows::new((shape.tables as usize).saturating_mul(2));
         self.heads = heads;
         self.planes = Some(planes);
         self.shape = shape;
@@ -274,28 +279,39 @@ impl Lsh {
         }
     }
 
-    /// Codes of a vector for all tables, into `codes`.
+    /// The code of a vector, into `code`.
     #[inline(never)] // keeps stack frames small
-    fn codes(
+    fn hashed(
         &self,
         kernels: &dyn Distance,
         x: &[u32],
         factor: u64,
         keys: &mut Vec<u32>,
-        codes: &mut Vec<u32>,
+        code: &mut Vec<u32>,
     ) -> Result<(), NoMemory> {
-        codes.clear();
-        mem::resize(codes, self.shape.tables as usize, 0)?;
-        let (mut table, mut bit) = (0usize, 0u32);
+        code.clear();
+        let columns = self.planes.as_ref().map_or(0, Matrix::columns);
+        mem::resize(code, columns.div_ceil(32), 0)?;
+        let mut n = 0usize;
         self.sides(kernels, x, factor, keys, &mut |side, _| {
-            if let Some(c) = codes.get_mut(table) {
-                *c |= side << (bit & 31);
+            if let Some(c) = code.get_mut(n / 32) {
+                *c |= side << (n % 32);
             }
-            bit = bit.wrapping_add(1);
-            if bit == self.shape.bits {
-                (table, bit) = (table.wrapping_add(1), 0);
-            }
+            n = n.wrapping_add(1);
         })
+    }
+
+    /// The bits of a table in a code.
+    fn bits_of(&self, code: &[u32], table: usize) -> u32 {
+        let from = table.wrapping_mul(self.shape.bits as usize);
+        let low = u64::from(code.get(from / 32).copied().unwrap_or(0));
+        let high = u64::from(code.get((from / 32).wrapping_add(1)).copied().unwrap_or(0));
+        let all = (high << 32 | low) >> (from % 32);
+        (all & (1u64 << (self.shape.bits & 63)).wrapping_sub(1)) as u32
+    }
+
+    fn code(&self, slot: u32) -> &[u32] {
+        self.codes.get(slot as usize).unwrap_or(&[])
     }
 
     /// Place of the head of a bucket.
@@ -319,10 +335,10 @@ impl Lsh {
         }
     }
 
-    /// Places of the code, the next and the previous slot of a table in a row.
-    fn places(&self, table: usize) -> (usize, usize, usize) {
-        let at = table.wrapping_mul(3);
-        (at, at.wrapping_add(1), at.wrapping_add(2))
+    /// Places of the next and the previous slot of a table in a row.
+    fn places(&self, table: usize) -> (usize, usize) {
+        let at = table.wrapping_mul(2);
+        (at, at.wrapping_add(1))
     }
 
     /// Room for a slot.
@@ -332,24 +348,27 @@ impl Lsh {
             mem::resize(&mut self.states, slots, false)?;
         }
         if self.planes.is_some() {
+            self.codes.grow(slots)?;
             self.rows.grow(slots)?;
         }
         Ok(())
     }
 
     /// Enters a slot, for which there is room, into its buckets.
-    fn join(&mut self, slot: u32, codes: &[u32]) {
+    fn join(&mut self, slot: u32, code: &[u32]) {
         let Some(state) = self.states.get_mut(slot as usize) else { return };
         if core::mem::replace(state, true) {
             return;
         }
         self.members = self.members.saturating_add(1);
-        for (table, code) in codes.iter().enumerate() {
-            let (at, next, previous) = self.places(table);
-            let bucket = self.bucket(table, *code);
+        if let Some(to) = self.codes.get_mut(slot as usize) {
+            mem::copy(to, code);
+        }
+        for table in 0..self.shape.tables as usize {
+            let (next, previous) = self.places(table);
+            let bucket = self.bucket(table, self.bits_of(code, table));
             let Some(head) = self.heads.get_mut(bucket) else { continue };
             let first = core::mem::replace(head, slot);
-            self.set_word(slot, at, *code);
             self.set_word(slot, next, first);
             self.set_word(slot, previous, NONE);
             if first != NONE {
@@ -365,12 +384,12 @@ impl Lsh {
         }
         self.members = self.members.saturating_sub(1);
         for table in 0..self.shape.tables as usize {
-            let (at, next, previous) = self.places(table);
-            let (code, after, before) = (self.word(slot, at), self.word(slot, next), self.word(slot, previous));
+            let (next, previous) = self.places(table);
+            let (after, before) = (self.word(slot, next), self.word(slot, previous));
             if before != NONE {
                 self.set_word(before, next, after);
             } else {
-                let bucket = self.bucket(table, code);
+                let bucket = self.bucket(table, self.bits_of(self.code(slot), table));
                 if let Some(head) = self.heads.get_mut(bucket) {
                     *head = after;
                 }
@@ -409,13 +428,13 @@ impl Index for Lsh {
         self.leave(slot);
         self.grow(slot)?;
         let factor = self.factor(view.metric, inv_norm);
-        let mut codes = core::mem::take(&mut s.probes.codes);
-        let done = self.codes(meter.kernels(), words, factor, &mut s.keys, &mut codes);
+        let mut code = core::mem::take(&mut s.probes.code);
+        let done = self.hashed(meter.kernels(), words, factor, &mut s.keys, &mut code);
         if done.is_ok() {
-            self.join(slot, &codes);
+            self.join(slot, &code);
             self.added = self.added.saturating_add(1);
         }
-        s.probes.codes = codes;
+        s.probes.code = code;
         done?;
         Ok(Inserted::Yes)
     }
@@ -459,8 +478,7 @@ impl Index for Lsh {
     }
 
     fn plan(&self, effort: usize, k: usize, indexed: u64) -> Option<usize> {
-        let share = (indexed / RERANK.0) as usize;
-        let rerank = if effort == 0 { share.max(RERANK.1).max(k.saturating_mul(RERANK.2)) } else { effort.max(k) };
+        let rerank = if effort == 0 { RERANK.0.max(k.saturating_mul(RERANK.1)) } else { effort.max(k) };
         (self.planes.is_some() && (rerank as u64) < indexed).then_some(rerank)
     }
 
@@ -491,17 +509,10 @@ impl Index for Lsh {
     fn memory(&self) -> usize {
         self.rows
             .memory()
+            .saturating_add(self.codes.memory())
             .saturating_add(self.states.capacity())
             .saturating_add(self.heads.capacity().saturating_mul(4))
             .saturating_add(self.planes.as_ref().map_or(0, Matrix::memory))
-    }
-}
-
-/// Whether a candidate may be a result.
-fn fits(view: &View<'_>, gate: &mut Gate<'_, '_>, s: &mut Scratch, slot: u32) -> Step<bool> {
-    match view.store.head(slot as usize) {
-        Some(head) if is_live(head) => gate.pass(&mut s.marks, slot, head),
-        _ => Ok(false),
     }
 }
 
