@@ -32,8 +32,7 @@ fn projections_are_bit_equal_and_right() {
                 let scale = if inv == 0 { 1.0 } else { f64::from_bits(inv) };
                 for (c, key) in outs[0].iter().enumerate() {
                     let f = |w: u32| f64::from(f32::from_bits(w));
-                    let dot: f64 =
-                        (0..dim).map(|i| f(x[i]) * f(m[((c / PANEL) * dim + i) * PANEL + c % PANEL])).sum();
+                    let dot: f64 = (0..dim).map(|i| f(x[i]) * f(m[((c / PANEL) * dim + i) * PANEL + c % PANEL])).sum();
                     let b = if bias.is_null() { 0.0 } else { f(unsafe { *bias.add(c) }) };
                     assert!((f64::from(float(*key)) - (b - scale * dot)).abs() < 1e-3);
                 }

@@ -283,8 +283,7 @@ impl Training {
         if let Some((x, scale)) = self.piece(view, self.cursor, from, dim) {
             let c = self.now.nearest(kernels, x, scale, &mut s.keys)? as usize;
             let start = c.saturating_mul(dim);
-            if let (Some(sums), Some(n)) =
-                (self.sums.get_mut(start..start.saturating_add(dim)), self.counts.get_mut(c))
+            if let (Some(sums), Some(n)) = (self.sums.get_mut(start..start.saturating_add(dim)), self.counts.get_mut(c))
             {
                 kernels.accumulate(x, scale, sums);
                 *n = n.saturating_add(1);

@@ -366,6 +366,5 @@ impl Index for Ivf {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

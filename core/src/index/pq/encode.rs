@@ -109,8 +109,7 @@ impl Pq {
     #[inline(never)] // keeps stack frames small
     fn read(&mut self, view: &View<'_>, bytes: &[u8], bad: &Bits) -> Result<Option<()>, NoMemory> {
         let Some(head) = PqHead::parse(bytes) else { return Ok(None) };
-        let want =
-            PqHead { members: head.members, trained: head.trained, added: head.added, ..self.head(view) };
+        let want = PqHead { members: head.members, trained: head.trained, added: head.added, ..self.head(view) };
         if head != want || head.members > view.store.len() as u64 {
             return Ok(None);
         }

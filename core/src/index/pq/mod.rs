@@ -23,7 +23,7 @@ const BITS_DEFAULT: u32 = 8;
 /// Elements of a subvector if the schema does not give their number: with 8 bits, with 4 bits.
 const ELEMENTS: (u32, u32) = (8, 4);
 /// Vectors for each centroid before training.
-const PER_CELL: u64 = 4;
+const PER_CELL: u64 = 2;
 /// Vectors of the sample for each centroid,
 const SAMPLE: usize = 32;
 /// fewer if they have more than so many elements together.
@@ -55,9 +55,9 @@ impl Tables {
     }
 
     pub(super) fn memory(&self) -> usize {
-        let words = [&self.keys, &self.least, &self.most, &self.sums].iter().fold(0, |n: usize, v| {
-            n.saturating_add(v.capacity())
-        });
+        let words = [&self.keys, &self.least, &self.most, &self.sums]
+            .iter()
+            .fold(0, |n: usize, v| n.saturating_add(v.capacity()));
         words.saturating_mul(4).saturating_add(self.entries.capacity().saturating_mul(2))
     }
 }
@@ -232,7 +232,13 @@ impl Pq {
 
     /// Makes the lookup tables for a query.
     #[inline(never)] // keeps stack frames small
-    fn tables(&self, kernels: &dyn Distance, q: &Query<'_>, t: &mut Tables, keys: &mut Vec<u32>) -> Result<(), NoMemory> {
+    fn tables(
+        &self,
+        kernels: &dyn Distance,
+        q: &Query<'_>,
+        t: &mut Tables,
+        keys: &mut Vec<u32>,
+    ) -> Result<(), NoMemory> {
         t.keys.clear();
         t.least.clear();
         t.most.clear();
