@@ -119,6 +119,7 @@ fn effort_fits(a: &Search, session: &mut Session) -> Done {
                 IndexKind::Hnsw => "use --ef",
                 IndexKind::Ivf => "use --nprobe",
                 IndexKind::Pq | IndexKind::Lsh => "use --rerank",
+                _ => "leave it away",
             };
             fail!(code::USAGE, "{option}: the index of {} is {kind}: {right}", session.name());
         }

@@ -202,13 +202,16 @@ pub unsafe extern "C" fn vexfs_fp_entries(keys: *const u32, n: usize, least: u32
     }
 }
 
-/// For each of `n` codes of `len` bytes the sum over its bytes of the table entry: integers, exact in any order.
+/// For each of `n` codes of `len` bytes, at least one, the sum over its bytes of the table entry: integers, exact in any order.
 ///
 /// # Safety
 /// `tables` holds `256 · len` entries, `codes` `n · len` bytes, `out` has room for `n` sums. In a kernel: inside an FPU
 /// section (the compiler may use vector registers).
 #[no_mangle]
 pub unsafe extern "C" fn vexfs_fp_lookup(tables: *const u16, len: usize, codes: *const u8, n: usize, out: *mut u32) {
+    if len == 0 {
+        return;
+    }
     let mut r = 0;
     // SAFETY: `r + 3 < n` and `b < len`, or `r < n`; a byte is an index below 256.
     unsafe {

@@ -143,6 +143,11 @@ pub fn vector_crc(env: &Env, words: &[u32]) -> u32 {
     crc
 }
 
+#[inline(never)] // keeps stack frames small
+fn empty_index(schema: &Schema) -> Result<mem::Box<AnyIndex>, Error> {
+    Ok(mem::Box::try_new(AnyIndex::new(schema)?)?)
+}
+
 /// Blocks that the bytes from `start` to `end` lie in.
 fn blocks(start: u64, end: u64) -> core::ops::Range<u64> {
     start >> BLOCK_SHIFT..end.div_ceil(1 << BLOCK_SHIFT)
@@ -164,7 +169,7 @@ impl Collection {
             schema,
             metric,
             store: VectorStore::new(schema.dim as usize),
-            index: mem::Box::try_new(AnyIndex::new(&schema)?)?,
+            index: empty_index(&schema)?,
             ids: Map::new(),
             sets: mem::Box::try_new(Sets::default())?,
             changes: 0,
@@ -735,7 +740,7 @@ impl Collection {
         if schema.dim as usize != self.store.dim() || schema.metric != self.metric as u32 {
             return Err(Error::Invalid);
         }
-        *self.index = AnyIndex::new(&schema)?;
+        self.index = empty_index(&schema)?;
         self.schema = schema;
         self.sort_slots();
         self.changes = self.changes.saturating_add(1);

@@ -74,9 +74,9 @@ impl Matrix {
     ) -> Result<(), NoMemory> {
         keys.clear();
         mem::resize(keys, self.bias.len(), u32::MAX)?;
-        let some = (CALL / self.panel_words()).max(1);
-        let words = self.panel_words().saturating_mul(some);
-        let part = some.saturating_mul(PANEL);
+        let some = CALL.checked_div(self.panel_words()).unwrap_or(0).max(1);
+        let words = self.panel_words().saturating_mul(some).max(1);
+        let part = some.saturating_mul(PANEL).max(1);
         for ((out, m), b) in keys.chunks_mut(part).zip(self.panels.chunks(words)).zip(self.bias.chunks(part)) {
             kernels.project(x, scale, m, if bias { b } else { &[] }, out);
         }

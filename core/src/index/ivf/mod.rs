@@ -365,6 +365,3 @@ impl Index for Ivf {
             .saturating_add(self.training.as_ref().map_or(0, Training::memory))
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -515,6 +515,3 @@ impl Index for Lsh {
             .saturating_add(self.planes.as_ref().map_or(0, Matrix::memory))
     }
 }
-
-#[cfg(test)]
-mod tests;
