@@ -377,7 +377,7 @@ pub struct Search {
     /// hnsw: candidates while searching
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub ef: Option<u32>,
-    /// ivf: lists to look at (default an eighth, at least 40 or three quarters of fewer)
+    /// ivf: lists to look at (default a seventh, at least 40 or three quarters of fewer)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub nprobe: Option<u32>,
     /// pq, lsh: candidates to compare exactly (default 10 for each result and at least 100; lsh twice as many)

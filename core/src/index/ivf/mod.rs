@@ -34,7 +34,7 @@ const GROWTH: u64 = 4;
 const UNEVEN: u64 = 16;
 
 /// Lists that a search looks at if it does not say: one in so many,
-const NPROBE_SHARE: usize = 8;
+const NPROBE_SHARE: usize = 7;
 /// and at least so many, or three quarters of few (measured on real embeddings, for a recall of 0.95).
 const NPROBE_MIN: usize = 40;
 

@@ -11,6 +11,8 @@ use alloc::vec::Vec;
 
 /// Candidates that are ranked by their codes, for each one that is measured.
 const POOL: usize = 40;
+/// If the pool would be more than one in so many, all are ranked.
+const SHARE: u64 = 4;
 /// Most buckets that a search looks into for each candidate of the pool.
 const PROBES: u64 = 2;
 /// Largest margin in a lookup table: eight of them fit an entry.
@@ -201,8 +203,9 @@ impl Lsh {
     ) -> Step<bool> {
         p.pool.clear();
         let want = probe.ef.saturating_mul(POOL);
-        if gate.is_filter() || want as u64 >= self.members {
-            // What passes a filter may be anywhere: all codes are ranked.
+        if gate.is_filter() || (want as u64).saturating_mul(SHARE) >= self.members {
+            // What passes a filter may be anywhere, and going through all in order costs less than through many by
+            // buckets: all codes are ranked.
             for (slot, member) in (0u32..).zip(&self.states) {
                 if *member {
                     mem::push(&mut p.pool, slot)?;
@@ -255,11 +258,10 @@ impl Lsh {
     ) -> Step<()> {
         let len = p.code.len().saturating_mul(4);
         for some in p.pool.chunks(CHUNK) {
-            p.bytes.clear();
-            for slot in some {
-                mem::reserve(&mut p.bytes, len)?;
-                for w in self.code(*slot) {
-                    mem::extend(&mut p.bytes, &w.to_le_bytes())?;
+            mem::resize(&mut p.bytes, len.saturating_mul(some.len()), 0)?;
+            for (to, slot) in p.bytes.chunks_exact_mut(len.max(1)).zip(some) {
+                for (to, w) in to.chunks_exact_mut(4).zip(self.code(*slot)) {
+                    to.copy_from_slice(&w.to_le_bytes());
                 }
             }
             s.keys.clear();
