@@ -319,6 +319,7 @@ pub fn change(m: &mut Machine, changes: &[Change], files: &[u64], collections: &
                     IndexKind::Ivf => IndexParams { lists: 3, ..none },
                     IndexKind::Pq => IndexParams { bits: 4, ..none },
                     IndexKind::Lsh => IndexParams { tables: 3, bits: 4, ..none },
+                    _ => none,
                 };
                 reply(c.reindex(Some(kind), &params), "reindex");
                 search(m, coll(collection));

@@ -261,7 +261,7 @@ impl Lsh {
             mem::resize(&mut p.bytes, len.saturating_mul(some.len()), 0)?;
             for (to, slot) in p.bytes.chunks_exact_mut(len.max(1)).zip(some) {
                 for (to, w) in to.chunks_exact_mut(4).zip(self.code(*slot)) {
-                    to.copy_from_slice(&w.to_le_bytes());
+                    mem::copy(to, &w.to_le_bytes());
                 }
             }
             s.keys.clear();
