@@ -229,14 +229,14 @@ fn a_radius_without_k_gives_all_that_is_in_it() {
 fn what_is_refused_leaves_nothing_behind() {
     let h = Home::new("nothing");
     h.fails(
-        1,
+        2,
         "bits",
         &["collection", "create", "v:/c", "--dim", "2", "--metric", "l2", "--index", "pq", "--bits", "7"],
     );
     assert_eq!(h.ok(&["ls", "v:/"]), "");
     h.ok(&["mkdir", "v:/there"]);
     h.fails(
-        1,
+        2,
         "lists",
         &["collection", "create", "v:/there", "--dim", "2", "--metric", "l2", "--index", "pq", "--lists", "3"],
     );

@@ -259,7 +259,10 @@ impl Lsh {
         let len = p.code.len().saturating_mul(4);
         for some in p.pool.chunks(CHUNK) {
             mem::resize(&mut p.bytes, len.saturating_mul(some.len()), 0)?;
-            for (to, slot) in p.bytes.chunks_exact_mut(len.max(1)).zip(some) {
+            let mut rest = &mut *p.bytes;
+            for slot in some {
+                let Some((to, more)) = rest.split_at_mut_checked(len) else { break };
+                rest = more;
                 for (to, w) in to.chunks_exact_mut(4).zip(self.code(*slot)) {
                     mem::copy(to, &w.to_le_bytes());
                 }
