@@ -5,6 +5,7 @@
 use crate::bindings as c;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
+use vexfs_core::cluster::Clustering;
 use vexfs_core::dist::{Batch, Distance, Native, Norm, Query, BATCH, SCALAR};
 use vexfs_core::env::Env;
 use vexfs_core::op::Time;
@@ -81,6 +82,48 @@ impl Distance for Fpu {
         // SAFETY: ends the section above.
         unsafe { c::vexfs_fpu_end() };
         r
+    }
+}
+
+/// Runs a short piece of the leaf in an FPU section.
+fn section<R>(f: impl FnOnce(&'static Native) -> R) -> R {
+    let native = native();
+    // SAFETY: process context; what runs until the end neither sleeps nor faults: pure arithmetic over kernel memory.
+    unsafe { c::vexfs_fpu_begin() };
+    let r = f(native);
+    // SAFETY: ends the section above.
+    unsafe { c::vexfs_fpu_end() };
+    resched();
+    r
+}
+
+impl Clustering for Fpu {
+    fn project(&self, x: &[u32], scale: u64, panels: &[u32], bias: &[u32], keys: &mut [u32]) {
+        section(|n| n.project(x, scale, panels, bias, keys));
+    }
+
+    fn accumulate(&self, x: &[u32], scale: u64, sums: &mut [u32]) {
+        section(|n| n.accumulate(x, scale, sums));
+    }
+
+    fn centroid(&self, sums: &[u32], count: u32, panel: &mut [u32], column: usize) -> u32 {
+        section(|n| n.centroid(sums, count, panel, column))
+    }
+
+    fn spread(&self, least: &[u32], most: &[u32]) -> u32 {
+        section(|n| n.spread(least, most))
+    }
+
+    fn entries(&self, keys: &[u32], least: u32, unit: u32, out: &mut [u16]) {
+        section(|n| n.entries(keys, least, unit, out));
+    }
+
+    fn lookup(&self, tables: &[u16], len: usize, codes: &[u8], out: &mut [u32]) {
+        section(|n| n.lookup(tables, len, codes, out));
+    }
+
+    fn normal(&self, seed: u64, out: &mut [u32]) {
+        section(|n| n.normal(seed, out));
     }
 }
 

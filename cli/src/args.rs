@@ -213,16 +213,16 @@ pub struct IndexParams {
     /// hnsw: candidates while building (default 200)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub ef_construction: Option<u32>,
-    /// ivf: number of lists
+    /// ivf: number of lists (default by count)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub lists: Option<u32>,
-    /// pq: number of subvectors
+    /// pq: number of subvectors (default by dimension: one for 8 elements, with 4 bits for 4)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub subvectors: Option<u32>,
-    /// pq, lsh: bits of a code
+    /// pq: bits for a subvector, 4 or 8 (default 8); lsh: bits for a table, 1 to 32 (default by count)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub bits: Option<u32>,
-    /// lsh: number of tables
+    /// lsh: number of tables (default 48, fewer for many dimensions)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub tables: Option<u32>,
     /// Seed of the index's random choices
@@ -377,10 +377,10 @@ pub struct Search {
     /// hnsw: candidates while searching
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub ef: Option<u32>,
-    /// ivf: lists to look at
+    /// ivf: lists to look at (default a seventh, at least 40 or three quarters of fewer)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub nprobe: Option<u32>,
-    /// Compressed kinds: candidates to compare exactly
+    /// pq, lsh: candidates to compare exactly (default 10 for each result and at least 100; lsh twice as many)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rerank: Option<u32>,
     /// Compare with every vector, whatever the index kind

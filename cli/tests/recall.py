@@ -66,6 +66,44 @@ def test_hnsw_recall_and_evaluations():
     return text
 
 
+# Options and number of a search that finds at least 0.95 of the ten nearest; the last one is the default.
+OTHERS = {"ivf": ("--nprobe", (4, 16, 60)), "pq": ("--rerank", (10, 50, 100)), "lsh": ("--rerank", (20, 100, 300))}
+
+
+def test_ivf_pq_and_lsh_recall():
+    m = state["m"]
+    notes = []
+    for index, (option, efforts) in OTHERS.items():
+        vexfs("collection", "create", m / index, "--dim", DIM, "--metric", "cosine", "--index", index)
+        done = vexfs_json("insert", m / index, "--npy", BASE, "--attrs", ATTRS, "--sync", "batch")[0]
+        assert done["inserted"] == ROWS
+        # Found at once, whatever the index has taken in; and ready after some time.
+        one = vexfs_json("search", m / index, "--vector", ",".join(map(repr, VECTORS[:DIM])), "-k", 1)[0]["results"][0]
+        assert abs(one["distance"]) < 1e-6, one
+        end = time.time() + 600
+        while True:
+            info = vexfs_json("collection", "info", m / index)[0]
+            if not info["pending"] and not info["catching_up"]:
+                break
+            assert time.time() < end, info
+            time.sleep(0.2)
+        rows = []
+        for effort in (*efforts, None):
+            found, evaluations = search(m / index, *([option, effort] if effort else []))
+            rows.append((recall(found, truth, 10), evaluations))
+        text = f"{index}: " + ", ".join(f"{e or 'default'} {r:.4f} with {n:.0f}" for e, (r, n) in zip((*efforts, None), rows))
+        assert rows[-2][0] >= 0.95 and rows[-1][0] >= 0.95, text
+        assert all(a[0] <= b[0] + 0.005 and a[1] < b[1] for a, b in zip(rows[:-1], rows[1:-1])), text
+        assert rows[-1][1] < 0.75 * ROWS, text
+        assert search(m / index, "--exact", k=100)[0] == truth
+        for wrong in {"--ef", "--nprobe", "--rerank"} - {option}:
+            p = vexfs("search", m / index, "--npy", QUERY, wrong, 5, ok=None)
+            assert p.returncode == 2 and option in p.err, p.err
+        state[index] = vexfs("search", m / index, "--npy", QUERY, "-k", 10, "--json").out
+        notes.append(text)
+    return "; ".join(notes)
+
+
 def matching(f):
     return [i for i, r in enumerate(records) if f(r)]
 
@@ -94,9 +132,9 @@ def test_filters():
     for text, f in FILTERS:
         ids = matching(f)
         want = [sorted(ids, key=lambda i: (-dist[q][i], i))[:10] for q in queries]
-        for index in ("flat", "hnsw"):
+        for index in ("flat", "hnsw", *OTHERS):
             out = home / "f.ivecs"
-            vexfs("search", m / index, "--npy", home / "some.npy", "-k", 10, "--where", text, "--ef", 64, "--ivecs", out)
+            vexfs("search", m / index, "--npy", home / "some.npy", "-k", 10, "--where", text, *([] if index in OTHERS else ["--ef", 64]), "--ivecs", out)
             got = read_ivecs(out)
             for g in got:
                 assert len(g) == min(10, len(ids)), f"{index}: {text}: {len(g)} results, {len(ids)} match"
@@ -125,8 +163,10 @@ def test_the_same_after_reopening_and_in_both_drivers():
     flat = state["flat"]
     m.again()
     assert vexfs("search", m / "hnsw", "--npy", QUERY, "-k", 10, "--ef", 64, "--json").out == state["hnsw"]
+    for index in OTHERS:
+        assert vexfs("search", m / index, "--npy", QUERY, "-k", 10, "--json").out == state[index], index
     m.stop()
-    for name, want, more in (("flat", flat, ()), ("hnsw", state["hnsw"], ("--ef", 64))):
+    for name, want, more in (("flat", flat, ()), ("hnsw", state["hnsw"], ("--ef", 64)), *((i, state[i], ()) for i in OTHERS)):
         got = vexfs("search", f"{image}:/{name}", "--npy", QUERY, "-k", 10, *more, "--json").out
         assert got == want, f"{name}: results differ between FUSE and embedded"
     m.start()
@@ -167,6 +207,24 @@ def test_update_delete_and_list():
     m.stop()
     fsck(image)
     return f"{gone} deleted, recall {r:.4f} after it"
+
+
+def test_reindex_online():
+    other = home / "reindex"
+    mkfs(other, "-s", "1G")
+    c = f"{other}:/c"
+    vexfs("collection", "create", c, "--dim", DIM, "--metric", "cosine", "--index", "pq", "--bits", 4)
+    vexfs("insert", c, "--npy", BASE)
+    notes = []
+    for index in ("lsh", "ivf", "hnsw", "pq", "flat"):
+        vexfs("collection", "reindex", c, "--index", index)
+        info = vexfs_json("collection", "info", c)[0]
+        assert info["index"] == index and info["pending"] == 0, info
+        r = recall(search(c)[0], truth, 10)
+        assert r >= (1.0 if index == "flat" else 0.95), f"{index}: recall {r}"
+        notes.append(f"{index} {r:.4f}")
+    fsck(other)
+    return ", ".join(notes)
 
 
 if __name__ == "__main__":

@@ -228,10 +228,18 @@ fn a_radius_without_k_gives_all_that_is_in_it() {
 #[test]
 fn what_is_refused_leaves_nothing_behind() {
     let h = Home::new("nothing");
-    h.fails(1, "flat and hnsw", &["collection", "create", "v:/c", "--dim", "2", "--metric", "l2", "--index", "ivf"]);
+    h.fails(
+        2,
+        "bits",
+        &["collection", "create", "v:/c", "--dim", "2", "--metric", "l2", "--index", "pq", "--bits", "7"],
+    );
     assert_eq!(h.ok(&["ls", "v:/"]), "");
     h.ok(&["mkdir", "v:/there"]);
-    h.fails(1, "flat and hnsw", &["collection", "create", "v:/there", "--dim", "2", "--metric", "l2", "--index", "pq"]);
+    h.fails(
+        2,
+        "lists",
+        &["collection", "create", "v:/there", "--dim", "2", "--metric", "l2", "--index", "pq", "--lists", "3"],
+    );
     h.fails(2, "not a collection", &["export", "v:/there", "out"]);
     assert!(!h.dir.join("out").exists());
     assert_eq!(h.ok(&["ls", "v:/"]), "there\n");

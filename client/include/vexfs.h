@@ -272,9 +272,9 @@ struct vexfs_search {
 	__le32 dim; /* Dimension of the queries. */
 	__le32 k; /* Most results of a query, 1 to K_MAX. */
 	__le32 flags; /* Bits of want (PATHS) and search_flags. */
-	__le32 ef; /* HNSW: candidates while searching; 0: the default. */
-	__le32 nprobe; /* IVF: lists to look at; 0: the default. */
-	__le32 rerank; /* Compressed kinds: candidates to compare exactly; 0: the default. */
+	__le32 ef; /* HNSW: candidates while searching; 0: the default. Other kinds ignore it. */
+	__le32 nprobe; /* IVF: lists to look at; 0: the default. Other kinds ignore it. */
+	__le32 rerank; /* PQ, LSH: candidates to compare exactly; 0: the default. Other kinds ignore it. */
 	__le32 filter_len; /* Bytes of the filter text; 0: no filter. */
 	__le64 radius; /* f64 bits of the largest distance, in the units of the results (with RADIUS). */
 	__le64 reserved; /* Zero. */

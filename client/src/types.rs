@@ -212,11 +212,11 @@ pub struct Search<'a> {
     pub queries: &'a [f32],
     /// Most results of a query, 1 to [`wire::K_MAX`].
     pub k: u32,
-    /// HNSW: candidates while searching.
+    /// HNSW: candidates while searching. Other kinds ignore it, as with the next two.
     pub ef: u32,
     /// IVF: lists to look at.
     pub nprobe: u32,
-    /// Compressed kinds: candidates to compare exactly.
+    /// PQ, LSH: candidates to compare exactly.
     pub rerank: u32,
     /// Only results within this distance.
     pub radius: Option<f64>,

@@ -131,7 +131,7 @@ impl<'a> Batch<'a> {
 
 /// Distance kernels, as the driver supplies them in `Env::distance`. Every implementation gives the same
 /// keys; a kernel module wraps [`Native`] in FPU sections.
-pub trait Distance: Sync + Send {
+pub trait Distance: crate::cluster::Clustering + Sync + Send {
     /// The keys of the distances from `query` to the vectors of `batch`, in order; further keys are left alone.
     /// Does nothing if the dimensions differ.
     fn many(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]);
@@ -156,6 +156,11 @@ impl Native {
     /// The fastest path of this CPU.
     pub fn best() -> Native {
         Native { path: vexfs_fp::vexfs_fp_best() }
+    }
+
+    /// Number of the path in the leaf.
+    pub(crate) const fn path(&self) -> u32 {
+        self.path
     }
 
     /// Name of the path, for people.
@@ -235,6 +240,11 @@ impl<'a> Meter<'a> {
     /// Starts at zero.
     pub fn new(kernels: &'a dyn Distance) -> Meter<'a> {
         Meter { kernels, count: 0 }
+    }
+
+    /// What measures.
+    pub fn kernels(&self) -> &'a dyn Distance {
+        self.kernels
     }
 
     /// The keys of a batch.

@@ -37,6 +37,7 @@ extern crate std;
 
 pub mod check;
 pub mod checksum;
+pub mod cluster;
 pub mod coll;
 pub mod data;
 pub mod dist;

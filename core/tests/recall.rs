@@ -59,8 +59,8 @@ fn build(base: &[Vec<u32>], index: u32) -> Collection {
         metric: 2,
         element: 1,
         index,
-        m: 16,
-        ef_construction: 200,
+        m: if index == 2 { 16 } else { 0 },
+        ef_construction: if index == 2 { 200 } else { 0 },
         seed: 42,
         ..Schema::default()
     };
@@ -124,10 +124,54 @@ fn hnsw_recall_and_cost() {
     }
 }
 
+/// Recall and cost of an index at some efforts; both rise. 0 is the default.
+fn sweep(index: u32, efforts: &[usize]) {
+    let Some(d) = data() else { return eprintln!("skipped: no data at {}", prefix()) };
+    let start = std::time::Instant::now();
+    let c = build(&d.base, index);
+    println!("{} vectors built in {:.1?}: {:?}", d.base.len(), start.elapsed(), c.info());
+    assert!(c.info().parts > 0 && c.info().pending == 0);
+    let mut last = (0.0, 0.0);
+    for effort in efforts.iter().chain(&[0]) {
+        let start = std::time::Instant::now();
+        let (recall, cost) = measure(&c, &d, *effort);
+        let time = start.elapsed() / d.query.len() as u32;
+        println!("effort {effort}: recall@10 {recall:.4}, {cost:.0} distances, {time:.1?} a query");
+        if *effort == 0 {
+            assert!(recall >= 0.95, "the default");
+            assert!(cost < 0.7 * d.base.len() as f64);
+        } else {
+            assert!(cost > last.1 && recall >= last.0 - 0.002, "both rise");
+        }
+        last = (recall, cost);
+    }
+}
+
+#[test]
+fn ivf_recall_and_cost() {
+    sweep(3, &[1, 2, 4, 8, 16, 32]);
+}
+
+#[test]
+fn pq_recall_and_cost() {
+    sweep(4, &[10, 20, 50, 100, 200, 400]);
+}
+
+#[test]
+fn lsh_recall_and_cost() {
+    sweep(5, &[50, 100, 200, 400, 800, 1600]);
+}
+
 #[test]
 fn filters_keep_recall() {
+    for index in [2, 3, 4, 5] {
+        filters(index);
+    }
+}
+
+fn filters(index: u32) {
     let Some(d) = data() else { return eprintln!("skipped: no data at {}", prefix()) };
-    let c = build(&d.base, 2);
+    let c = build(&d.base, index);
     let (mut scratch, mut out, mut exact) = (SearchScratch::new(), Vec::new(), Vec::new());
     // By id (spread over the data), and by the first element (a region of it).
     let threshold = {
@@ -166,7 +210,7 @@ fn filters_keep_recall() {
             let recall = right as f64 / all as f64;
             let n = d.query.len();
             println!(
-                "{permille} per mille, region {by_region}: {recall:.4}, {} distances, {} asked",
+                "index {index}, {permille} per mille, region {by_region}: {recall:.4}, {} distances, {} asked",
                 cost / n as u64,
                 asked / n
             );

@@ -208,7 +208,7 @@ pub enum Change {
     Delete { collection: u8, id: u64, all: bool },
     Attrs { collection: u8, id: u64 },
     Embed { file: u8, dim: u8 },
-    Reindex { collection: u8, hnsw: bool },
+    Reindex { collection: u8, index: u8 },
     CreateCollection { dim: u8, populated: bool },
     Drop { collection: u8 },
     Sync,
@@ -308,10 +308,20 @@ pub fn change(m: &mut Machine, changes: &[Change], files: &[u64], collections: &
                     }
                 }
             }
-            Change::Reindex { collection, hnsw } => {
+            Change::Reindex { collection, index } => {
                 let mut c = Client::new(Dir { machine: m, ino: coll(collection) });
-                let kind = if hnsw { IndexKind::Hnsw } else { IndexKind::Flat };
-                reply(c.reindex(Some(kind), &IndexParams { m: 4, ..IndexParams::default() }), "reindex");
+                let kind = IndexKind::ALL[usize::from(index) % IndexKind::ALL.len()];
+                // Few vectors are enough to train with these.
+                let none = IndexParams::default();
+                let params = match kind {
+                    IndexKind::Flat => none,
+                    IndexKind::Hnsw => IndexParams { m: 4, ..none },
+                    IndexKind::Ivf => IndexParams { lists: 3, ..none },
+                    IndexKind::Pq => IndexParams { bits: 4, ..none },
+                    IndexKind::Lsh => IndexParams { tables: 3, bits: 4, ..none },
+                    _ => none,
+                };
+                reply(c.reindex(Some(kind), &params), "reindex");
                 search(m, coll(collection));
             }
             Change::CreateCollection { dim, populated } => {
@@ -381,7 +391,9 @@ mod tests {
                 Change::Create { dir: 0, kind: 0 },
                 Change::Insert { collection: 0, count: 30, id: None },
                 Change::Embed { file: 3, dim: 8 },
-                Change::Reindex { collection: 1, hnsw: true },
+                Change::Reindex { collection: 1, index: 3 },
+                Change::Sync,
+                Change::Reindex { collection: 1, index: 1 },
                 Change::Truncate { file: 2, size: 1 << 40 },
                 Change::Delete { collection: 0, id: 0, all: true },
                 Change::Sync,

@@ -75,6 +75,17 @@ fn table(attrs: &[Attrs]) -> (Vec<u32>, Vec<u8>) {
     (ends, bytes)
 }
 
+/// Parameters with which few vectors are enough to train an index.
+fn parameters(index: u32) -> wire::Schema {
+    let none = wire::Schema::default();
+    match index {
+        wire::index::IVF => wire::Schema { lists: 3, ..none },
+        wire::index::PQ => wire::Schema { bits: 4, ..none },
+        wire::index::LSH => wire::Schema { tables: 3, bits: 4, ..none },
+        _ => none,
+    }
+}
+
 /// The request as a frame.
 pub fn encode(req: &VecAct, durable: bool) -> Vec<u8> {
     let mut f = Frame::new(req.code(), durable);
@@ -89,12 +100,12 @@ pub fn encode(req: &VecAct, durable: bool) -> Vec<u8> {
                 ef_construction: *ef_construction,
                 seed: *seed,
                 model_len: model.len() as u32,
-                ..Default::default()
+                ..parameters(*index)
             };
             f.add(&s.bytes());
             f.add(model);
         }
-        VecAct::Reindex { index } => f.add(&wire::Schema { index: *index, ..Default::default() }.bytes()),
+        VecAct::Reindex { index } => f.add(&wire::Schema { index: *index, ..parameters(*index) }.bytes()),
         VecAct::Insert { ids, vectors, attrs, if_absent } => {
             let (ends, bytes) = table(attrs.as_deref().unwrap_or_default());
             let flag = |on, bit| if on { bit } else { 0 };
@@ -147,6 +158,8 @@ pub fn encode(req: &VecAct, durable: bool) -> Vec<u8> {
                 k: *k,
                 flags: flag(radius.is_some(), wire::search_flags::RADIUS) | flag(*exact, wire::search_flags::EXACT),
                 ef: *ef,
+                nprobe: *ef,
+                rerank: *ef,
                 filter_len: t.len() as u32,
                 radius: radius.unwrap_or(0),
                 ..Default::default()

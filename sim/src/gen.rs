@@ -10,6 +10,9 @@ use std::rc::Rc;
 use vexfs_core::op::{self, Ino, SetAttr, Time};
 use vexfs_core::proto::wire;
 
+/// Index kinds of collections.
+const INDEXES: [u32; 5] = [wire::index::FLAT, wire::index::HNSW, wire::index::IVF, wire::index::PQ, wire::index::LSH];
+
 /// Draws one operation. `None`: the kind that was drawn makes no sense now.
 pub fn draw(s: &State, cfg: &Config, r: &mut Rng) -> Option<Act> {
     let kind = KINDS[r.weighted(&cfg.weights)];
@@ -448,7 +451,7 @@ impl Gen<'_> {
             if colls.len() >= 5 && !r.chance(1, 10) {
                 return None;
             }
-            let index = *r.pick(&[wire::index::FLAT, wire::index::HNSW]);
+            let index = *r.pick(&INDEXES);
             let hnsw = index == wire::index::HNSW;
             let req = VecAct::Create {
                 dim: r.range(2, 16) as u32,
@@ -493,7 +496,7 @@ impl Gen<'_> {
         let req = match kind {
             "info" => VecAct::Info,
             "drop" => VecAct::Drop,
-            "reindex" => VecAct::Reindex { index: *r.pick(&[wire::index::FLAT, wire::index::HNSW]) },
+            "reindex" => VecAct::Reindex { index: *r.pick(&INDEXES) },
             "insert" | "insert-durable" => {
                 durable = kind == "insert-durable";
                 let n = match r.below(4) {
@@ -539,7 +542,7 @@ impl Gen<'_> {
                 filter: r.chance(1, 2).then(|| Gen::filter(r, 2)),
                 radius: r.chance(1, 5).then(|| (r.below(200) as f64 / 2.0 - 10.0).to_bits()),
                 exact: r.chance(1, 6),
-                ef: *r.pick(&[0, 10, 100, 1000]),
+                ef: *r.pick(&[0, 1, 10, 100, 1000]),
             },
             "list" => VecAct::List { filter: r.chance(1, 2).then(|| Gen::filter(r, 2)), max: *r.pick(&[1, 5, 1000]) },
             "embed" => {

@@ -10,7 +10,7 @@ use crate::show;
 use serde_json::{Map, Value};
 use std::time::Instant;
 use vexfs_client::wire::K_MAX;
-use vexfs_client::{Hit, QueryResult};
+use vexfs_client::{Hit, IndexKind, QueryResult};
 
 /// Results of a query, if nothing is said.
 const K_DEFAULT: u32 = 10;
@@ -34,6 +34,7 @@ pub fn search(a: &Search) -> Done {
     }
     let (dim, queries) = a.source.read()?;
     let mut session = Session::open(&a.path, Intent::Read)?;
+    effort_fits(a, &mut session)?;
     // An .ivecs file holds numbers only: its writer refuses wide ids before anything is printed.
     let mut ivecs = a.ivecs.as_deref().map(IvecsWriter::create).transpose()?;
     let total = queries.len() / dim;
@@ -99,6 +100,31 @@ pub fn search(a: &Search) -> Done {
         );
     }
     session.close()
+}
+
+/// Refuses a number that the collection's index kind does not know. (`--ef` is ignored by flat.)
+fn effort_fits(a: &Search, session: &mut Session) -> Done {
+    if a.ef.or(a.nprobe).or(a.rerank).is_none() {
+        return Ok(());
+    }
+    let kind = session.ask(|c| c.info())?.schema.index;
+    for (given, option, fits) in [
+        (a.ef, "--ef", matches!(kind, IndexKind::Hnsw | IndexKind::Flat)),
+        (a.nprobe, "--nprobe", kind == IndexKind::Ivf),
+        (a.rerank, "--rerank", matches!(kind, IndexKind::Pq | IndexKind::Lsh)),
+    ] {
+        if given.is_some() && !fits {
+            let right = match kind {
+                IndexKind::Flat => "a flat index needs no such number",
+                IndexKind::Hnsw => "use --ef",
+                IndexKind::Ivf => "use --nprobe",
+                IndexKind::Pq | IndexKind::Lsh => "use --rerank",
+                _ => "leave it away",
+            };
+            fail!(code::USAGE, "{option}: the index of {} is {kind}: {right}", session.name());
+        }
+    }
+    Ok(())
 }
 
 /// One query's results in JSON.

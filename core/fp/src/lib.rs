@@ -26,7 +26,10 @@ extern crate std;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod cluster;
 mod scalar;
+
+pub use cluster::*;
 
 /// One stored vector.
 #[repr(C)]

@@ -109,7 +109,7 @@ fn info(t: &Txn, dir: Ino, cred: &Cred, r: &Request) -> Result<Vec<u8>, Refusal>
     i.tombstones = figures.tombstones;
     i.damaged = figures.damaged;
     i.memory = figures.memory as u64;
-    if figures.pending > 0 {
+    if figures.pending > 0 || figures.training {
         i.flags |= wire::info_flags::CATCHING_UP;
     }
     Ok(proto::reply_info(&r.head, &i, &c.model)?)

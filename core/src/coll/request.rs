@@ -77,14 +77,6 @@ fn bad_schema(b: schema::BadField) -> Failure {
     Failure::new(Error::Invalid, format_args!("{} has to be {}", b.field, b.range))
 }
 
-/// Index kinds that this version builds; others have a place in the format only.
-fn built(index: u32) -> Result<(), Refusal> {
-    if matches!(index, wire::index::FLAT | wire::index::HNSW) {
-        return Ok(());
-    }
-    Err(refuse(Error::NotSupported, format_args!("this version has the index kinds flat and hnsw")))
-}
-
 fn or(n: u32, default: u32) -> u32 {
     if n == 0 {
         default
@@ -125,7 +117,6 @@ fn create(t: &mut Txn, dir: Ino, cred: &Cred, r: &Request, s: &proto::Schema) ->
     };
     parameters(&mut fresh, w, None);
     schema::validate(&fresh).map_err(bad_schema)?;
-    built(fresh.index)?;
     schema::validate_model(s.model.as_bytes()).map_err(bad_schema)?;
     // What an earlier collection of this directory left behind goes first.
     if super::trim(t, dir, &mut Progress::default())?.is_some() {
@@ -156,7 +147,6 @@ fn reindex(t: &mut Txn, dir: Ino, cred: &Cred, r: &Request, s: &proto::Schema) -
     c.schema.index = or(w.index, old.index);
     parameters(&mut c.schema, w, Some(&old));
     schema::validate(&c.schema).map_err(bad_schema)?;
-    built(c.schema.index)?;
     // The stored index does not have these parameters: it goes first, so that a crash cannot bring it back.
     if !clear(t, dir, kind::INDEX_EXTENT, kind::INDEX, &mut Progress::default())? {
         return Ok(None);

@@ -17,10 +17,8 @@ use crate::index::{is_live, scan, AnyIndex, Bits, Gate, Inserted, Probe, VectorS
 use crate::mem::{self, Map, NoMemory};
 use alloc::vec::Vec;
 
-pub use crate::index::{Accept, Scratch as SearchScratch};
+pub use crate::index::{Accept, Scratch as SearchScratch, EF_SEARCH_DEFAULT};
 
-/// Candidates that a search keeps if it does not say.
-pub const EF_SEARCH_DEFAULT: usize = 64;
 /// Largest dimension.
 pub const DIM_MAX: u32 = 65_536;
 /// How far a put may reach behind the end of the slot table: slots are handed out one after the other.
@@ -34,7 +32,8 @@ pub struct SearchParams<'a> {
     pub query: &'a [u32],
     /// Most results.
     pub k: usize,
-    /// Candidates that an approximate index keeps (at least `k` are kept); 0 for its default.
+    /// How much an approximate index looks at; 0 for its default. hnsw: candidates that it keeps (at least `k` are
+    /// kept); ivf: lists; pq, lsh: candidates to compare exactly.
     pub ef: usize,
     /// Only results whose key is at most this (a radius; see `dist::bits_to_key`). Then the answer is exact.
     pub radius: Option<u64>,
@@ -85,6 +84,10 @@ pub struct CollectionInfo {
     pub layers: u32,
     /// Links in the graph.
     pub links: u64,
+    /// Lists, subvectors or tables of a trained index; 0 for other kinds.
+    pub parts: u64,
+    /// The index is being trained.
+    pub training: bool,
     /// Bytes of memory.
     pub memory: usize,
 }
@@ -140,6 +143,11 @@ pub fn vector_crc(env: &Env, words: &[u32]) -> u32 {
     crc
 }
 
+#[inline(never)] // keeps stack frames small
+fn empty_index(schema: &Schema) -> Result<mem::Box<AnyIndex>, Error> {
+    Ok(mem::Box::try_new(AnyIndex::new(schema)?)?)
+}
+
 /// Blocks that the bytes from `start` to `end` lie in.
 fn blocks(start: u64, end: u64) -> core::ops::Range<u64> {
     start >> BLOCK_SHIFT..end.div_ceil(1 << BLOCK_SHIFT)
@@ -161,7 +169,7 @@ impl Collection {
             schema,
             metric,
             store: VectorStore::new(schema.dim as usize),
-            index: mem::Box::try_new(AnyIndex::new(&schema)?)?,
+            index: empty_index(&schema)?,
             ids: Map::new(),
             sets: mem::Box::try_new(Sets::default())?,
             changes: 0,
@@ -299,7 +307,7 @@ impl Collection {
             let sound = whole.filter(|b| root.kind == self.index.kind() && (env.crc32c)(0, b) == root.crc);
             if let Some(b) = sound {
                 let view = View { store: &self.store, metric: self.metric };
-                self.index.load(&view, root.version, b, &self.sets.bad)?;
+                self.index.load(&view, env.distance, root.version, b, &self.sets.bad)?;
             }
         }
         self.sort_slots();
@@ -485,7 +493,8 @@ impl Collection {
         if index.holds(slot as u32) {
             index.remove(slot as u32);
             self.changes = self.changes.saturating_add(1);
-        } else {
+        }
+        if !index.holds(slot as u32) {
             self.sets.free.set(slot);
         }
         self.touch_slot(slot);
@@ -498,10 +507,10 @@ impl Collection {
         self.sets.pending.count() as usize
     }
 
-    /// Whether the index is being built anew after [`rebuild`](Self::rebuild) and has not taken in yet what was there
-    /// then: searches do not wait for such work, they scan what is pending.
+    /// Whether the index is being trained, or built anew after that or after [`rebuild`](Self::rebuild), and has not taken
+    /// in yet what was there then: searches do not wait for such work, they scan what is pending.
     pub fn rebuilding(&self) -> bool {
-        self.rebuilding && self.sets.pending.count() > 0
+        (self.rebuilding || self.index.get().training()) && self.sets.pending.count() > 0
     }
 
     /// Whether [`work`](Self::work) has something to do.
@@ -527,16 +536,26 @@ impl Collection {
             };
             self.changes = self.changes.saturating_add(1);
             index.maintain(&view, &mut meter, &mut self.scratch, inserts, &mut freed)?;
+            if index.restarted() {
+                self.sort_slots();
+                self.rebuilding = true;
+                return Ok(self.has_work());
+            }
         }
+        inserts = inserts.saturating_mul(index.inserts_at_once());
         let mut next = self.sets.pending.next(0);
         while let Some(slot) = next {
             if inserts == 0 {
                 break;
             }
-            if index.insert(&view, &mut meter, &mut self.scratch, slot as u32)? == Inserted::Yes {
-                self.sets.pending.clear(slot);
-                self.changes = self.changes.saturating_add(1);
-                inserts = inserts.saturating_sub(1);
+            match index.insert(&view, &mut meter, &mut self.scratch, slot as u32)? {
+                Inserted::Yes => {
+                    self.sets.pending.clear(slot);
+                    self.changes = self.changes.saturating_add(1);
+                    inserts = inserts.saturating_sub(1);
+                }
+                Inserted::Later => {}
+                Inserted::NotNow => break,
             }
             next = slot.checked_add(1).and_then(|s| self.sets.pending.next(s));
         }
@@ -562,15 +581,15 @@ impl Collection {
         let mut stats = SearchStats::default();
         scratch.marks.begin(self.store.len())?;
         scratch.best.begin(req.k, req.radius);
-        let ef = if req.ef == 0 { EF_SEARCH_DEFAULT } else { req.ef }.max(req.k);
         let all = self.sets.searchable.count();
         let indexed = all.saturating_sub(self.sets.pending.count());
         // With as many candidates as records, or for a radius, only the scan is right.
         let mut done = false;
-        if !req.exact && req.radius.is_none() && req.k > 0 && (ef as u64) < indexed {
+        let wanted = !req.exact && req.radius.is_none() && req.k > 0 && (req.k as u64) < indexed;
+        if let Some(ef) = self.index.get().plan(req.ef, req.k, indexed).filter(|_| wanted) {
             // Far results that pass a narrow filter are found sooner by measuring everything.
             let limit = if gate.is_filter() { all / 2 } else { u64::MAX };
-            let probe = Probe { query: &query, ef, limit };
+            let probe = Probe { query: &query, ef, k: req.k, limit };
             done = self.index.get().nearest(&view, &probe, &mut meter, &mut gate, scratch, &mut stats.hops)?;
             done = done && scratch.found.len() >= req.k;
         }
@@ -715,6 +734,8 @@ impl Collection {
             tombstones: index.tombstones,
             layers: index.layers,
             links: index.links,
+            parts: index.parts,
+            training: self.index.get().training(),
             memory: self.memory(),
         }
     }
@@ -730,7 +751,7 @@ impl Collection {
         if schema.dim as usize != self.store.dim() || schema.metric != self.metric as u32 {
             return Err(Error::Invalid);
         }
-        *self.index = AnyIndex::new(&schema)?;
+        self.index = empty_index(&schema)?;
         self.schema = schema;
         self.sort_slots();
         self.changes = self.changes.saturating_add(1);

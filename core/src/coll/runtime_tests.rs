@@ -7,6 +7,8 @@ use crate::dist::{self, bits_to_key, Distance};
 use std::collections::{BTreeMap, BTreeSet};
 use std::{println, vec, vec::Vec};
 
+#[path = "runtime_kinds_tests.rs"]
+mod kinds;
 #[path = "runtime_load_tests.rs"]
 mod load;
 
@@ -241,7 +243,7 @@ fn refuses_what_cannot_be() {
         (Schema { dim: DIM_MAX + 1, ..s }, Error::Invalid),
         (Schema { metric: 4, ..s }, Error::NotSupported),
         (Schema { element: 2, ..s }, Error::NotSupported),
-        (Schema { index: 3, ..s }, Error::NotSupported),
+        (Schema { index: 6, ..s }, Error::NotSupported),
     ] {
         assert_eq!(Collection::new(1, bad).err(), Some(error));
     }
@@ -484,7 +486,7 @@ fn change_of_kind_stays_right() {
             w.put(rng.below(900), random(&mut rng, 10));
         }
     }
-    let s = Schema { index: 4, ..w.c.schema };
+    let s = Schema { index: 6, ..w.c.schema };
     assert_eq!(w.c.rebuild(s), Err(Error::NotSupported));
     let s = Schema { dim: 11, ..w.c.schema };
     assert_eq!(w.c.rebuild(s), Err(Error::Invalid));

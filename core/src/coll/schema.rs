@@ -27,10 +27,14 @@ pub const M_DEFAULT: u32 = 16;
 pub const EF_DEFAULT: u32 = 200;
 /// Most lists of an IVF index.
 const LISTS_MAX: u32 = 1 << 20;
+/// Most numbers in all centroids of an IVF index together.
+const CENTROIDS_MAX: u64 = 1 << 28;
 /// Most bits of an LSH code.
-const BITS_MAX: u32 = 64;
+const BITS_MAX: u32 = 32;
 /// Most tables of an LSH index.
 const TABLES_MAX: u32 = 1024;
+/// Most numbers in all hash functions of an LSH index together.
+const HASHES_MAX: u64 = 1 << 26;
 
 /// What is wrong with a schema: the field and what it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,16 +81,23 @@ pub fn validate(s: &Schema) -> Result<(), BadField> {
     if s.subvectors > if pq { s.dim } else { 0 } {
         return bad("subvectors", "0 to the dimension, for pq only");
     }
-    let bits_max = match (pq, lsh) {
-        (true, _) => 16,
-        (_, true) => BITS_MAX,
-        _ => 0,
+    if u64::from(s.lists).saturating_mul(u64::from(s.dim)) > CENTROIDS_MAX {
+        return bad("lists", "at most 2^28 divided by the dimension");
+    }
+    let bits = match (pq, lsh) {
+        (true, _) => matches!(s.bits, 0 | 4 | 8),
+        (_, true) => s.bits <= BITS_MAX,
+        _ => s.bits == 0,
     };
-    if s.bits > bits_max {
-        return bad("bits", "0 to 16 for pq, 0 to 64 for lsh");
+    if !bits {
+        return bad("bits", "4 or 8 for pq, 1 to 32 for lsh, 0 for the default");
     }
     if s.tables > if lsh { TABLES_MAX } else { 0 } {
         return bad("tables", "0 to 1024, for lsh only");
+    }
+    let hashes = u64::from(s.tables.max(1)).saturating_mul(u64::from(s.bits.max(1)));
+    if hashes.saturating_mul(u64::from(s.dim)) > HASHES_MAX {
+        return bad("tables", "so few that tables, bits and dimension multiplied are at most 2^26");
     }
     Ok(())
 }

@@ -74,7 +74,7 @@ pub(super) fn search(t: &Txn, dir: Ino, cred: &Cred, r: &Request, s: &proto::Sea
         verdicts.set(slot, v);
         Ok(v)
     };
-    let mut run = Run::default();
+    let mut run = Run::new()?;
     for i in 0..queries {
         run.load(t, ready.metric, s, i)?;
         mem::push(&mut run.answers, Answer::default())?;
@@ -102,9 +102,8 @@ struct Answer {
 }
 
 /// A batch that is being answered.
-#[derive(Default)]
 struct Run {
-    scratch: SearchScratch,
+    scratch: mem::Box<SearchScratch>,
     words: Vec<u32>,
     answers: Vec<Answer>,
     /// Bytes of the reply so far, about.
@@ -112,6 +111,12 @@ struct Run {
 }
 
 impl Run {
+    #[inline(never)] // keeps stack frames small
+    fn new() -> Result<Run, Refusal> {
+        let scratch = mem::Box::try_new(SearchScratch::new())?;
+        Ok(Run { scratch, words: Vec::new(), answers: Vec::new(), bytes: 0 })
+    }
+
     /// Takes query `i` up.
     #[inline(never)]
     fn load(&mut self, t: &Txn, metric: Metric, s: &proto::Search, i: usize) -> Result<(), Refusal> {
@@ -131,7 +136,13 @@ impl Run {
         i: usize,
         accept: Option<&mut Accept>,
     ) -> Result<(), Refusal> {
-        let params = SearchParams { query: &self.words, k: s.k, ef: s.ef, radius: r.radius, exact: s.exact };
+        // Each kind has a number of its own; those of other kinds say nothing.
+        let ef = match r.runtime.schema.index {
+            wire::index::IVF => s.nprobe,
+            wire::index::PQ | wire::index::LSH => s.rerank,
+            _ => s.ef,
+        };
+        let params = SearchParams { query: &self.words, k: s.k, ef, radius: r.radius, exact: s.exact };
         let a = self.answers.get_mut(i).ok_or(Error::Invalid)?;
         a.stats = r.runtime.search(t.env(), &params, accept, &mut self.scratch, &mut a.hits)?;
         self.bytes = self.bytes.saturating_add(a.hits.len().saturating_mul(wire::Hit::SIZE));

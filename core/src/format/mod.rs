@@ -38,4 +38,10 @@ pub const TABLES: &[Table] = &[
     Listed::TABLE,
     crate::index::GraphHead::TABLE,
     crate::index::GraphNode::TABLE,
+    crate::index::IvfHead::TABLE,
+    crate::index::IvfEntry::TABLE,
+    crate::index::PqHead::TABLE,
+    crate::index::PqEntry::TABLE,
+    crate::index::LshHead::TABLE,
+    crate::index::LshEntry::TABLE,
 ];

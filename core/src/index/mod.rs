@@ -8,15 +8,22 @@ mod bits;
 mod flat;
 mod heap;
 mod hnsw;
+mod ivf;
+mod kmeans;
+mod lsh;
+mod pq;
 mod store;
 
 pub use bits::Bits;
 pub use flat::{scan, Best, Flat};
 pub use heap::Heap;
 pub use hnsw::{GraphHead, GraphNode, Hnsw, EF_DEFAULT, EF_MAX, M_DEFAULT, M_MAX, M_MIN};
+pub use ivf::{Ivf, IvfEntry, IvfHead};
+pub use lsh::{Lsh, LshEntry, LshHead};
+pub use pq::{Pq, PqEntry, PqHead};
 pub use store::{Rows, Table, VectorStore, SLOTS_MAX};
 
-use crate::dist::{Meter, Metric, Query};
+use crate::dist::{Distance, Meter, Metric, Query};
 use crate::error::{Error, Step};
 use crate::format::{Schema, Slot, SLOT_LIVE};
 use crate::mem::{self, NoMemory};
@@ -28,13 +35,16 @@ pub mod kind {
     pub const FLAT: u32 = 1;
     /// Hierarchical navigable small world graph.
     pub const HNSW: u32 = 2;
-    /// Inverted lists (reserved).
+    /// Inverted lists.
     pub const IVF: u32 = 3;
-    /// Product quantisation (reserved).
+    /// Product quantisation.
     pub const PQ: u32 = 4;
-    /// Locality-sensitive hashing (reserved).
+    /// Locality-sensitive hashing.
     pub const LSH: u32 = 5;
 }
+
+/// Candidates that a search of a graph keeps if it does not say.
+pub const EF_SEARCH_DEFAULT: usize = 64;
 
 /// Decides whether a live slot may be a result. Called at most once for each slot in a search, in any order.
 pub type Accept<'a> = dyn FnMut(u64, &Slot) -> Step<bool> + 'a;
@@ -105,6 +115,12 @@ pub struct Scratch {
     pub best: Best,
     /// Lists of neighbour selection.
     pub(crate) select: hnsw::Select,
+    /// Keys of a product with a matrix.
+    pub(crate) keys: Vec<u32>,
+    /// Lookup tables.
+    pub(crate) tables: pq::Tables,
+    /// Buckets to look into.
+    pub(crate) probes: lsh::Probes,
 }
 
 impl Scratch {
@@ -116,6 +132,9 @@ impl Scratch {
             found: Heap::new(),
             best: Best::new(),
             select: hnsw::Select::new(),
+            keys: Vec::new(),
+            tables: pq::Tables::new(),
+            probes: lsh::Probes::new(),
         }
     }
 
@@ -129,6 +148,9 @@ impl Scratch {
             .saturating_add(self.found.memory())
             .saturating_add(self.best.memory())
             .saturating_add(self.select.memory())
+            .saturating_add(self.keys.capacity().saturating_mul(4))
+            .saturating_add(self.tables.memory())
+            .saturating_add(self.probes.memory())
     }
 }
 
@@ -211,6 +233,8 @@ pub enum Inserted {
     Yes,
     /// Not before maintenance has gone on.
     Later,
+    /// Neither this nor any other before maintenance has gone on.
+    NotNow,
 }
 
 /// Figures of an index.
@@ -222,14 +246,18 @@ pub struct IndexInfo {
     pub layers: u32,
     /// Links.
     pub links: u64,
+    /// Parts that a search chooses from: lists of ivf, subvectors of pq, tables of lsh; 0 before training.
+    pub parts: u64,
 }
 
 /// A search as an index gets it.
 pub struct Probe<'a, 'b> {
     /// The query.
     pub query: &'a Query<'b>,
-    /// How many candidates to keep.
+    /// What [`Index::plan`] gave: candidates to keep, lists to look at.
     pub ef: usize,
+    /// Results that are wanted.
+    pub k: usize,
     /// If more distances than this would be needed, an exact scan is the better choice: give up.
     pub limit: u64,
 }
@@ -269,6 +297,28 @@ pub trait Index {
         freed: &mut dyn FnMut(u32),
     ) -> Result<(), Error>;
 
+    /// Whether the index has let go of all that it held, since it was asked last: everything is pending again.
+    fn restarted(&mut self) -> bool {
+        false
+    }
+
+    /// Whether it takes nothing in because it is being trained.
+    fn training(&self) -> bool {
+        false
+    }
+
+    /// Inserts that take about as long as one into a graph.
+    fn inserts_at_once(&self) -> usize {
+        1
+    }
+
+    /// What [`Probe::ef`] has to be for a search with `effort` (the caller's number, whose meaning is the kind's; 0 for
+    /// the default) and `k` results among `indexed` slots. `None`: comparing everything is as good.
+    fn plan(&self, effort: usize, k: usize, indexed: u64) -> Option<usize> {
+        let ef = if effort == 0 { EF_SEARCH_DEFAULT } else { effort }.max(k);
+        ((ef as u64) < indexed).then_some(ef)
+    }
+
     /// Puts the nearest acceptable slots that it knows into `s.found`. False: it gave up; scan instead.
     fn nearest(
         &self,
@@ -298,6 +348,12 @@ pub enum AnyIndex {
     Flat(Flat),
     /// Graph.
     Hnsw(Hnsw),
+    /// Inverted lists.
+    Ivf(Ivf),
+    /// Product quantisation.
+    Pq(Pq),
+    /// Locality-sensitive hashing.
+    Lsh(Lsh),
 }
 
 impl AnyIndex {
@@ -306,16 +362,29 @@ impl AnyIndex {
         match schema.index {
             kind::FLAT => Ok(AnyIndex::Flat(Flat)),
             kind::HNSW => Ok(AnyIndex::Hnsw(Hnsw::new(schema.m, schema.ef_construction, schema.seed))),
+            kind::IVF => Ok(AnyIndex::Ivf(Ivf::new(schema.lists, schema.seed))),
+            kind::PQ => Ok(AnyIndex::Pq(Pq::new(schema.dim, schema.subvectors, schema.bits, schema.seed))),
+            kind::LSH => Ok(AnyIndex::Lsh(Lsh::new(schema.dim, schema.tables, schema.bits, schema.seed))),
             _ => Err(Error::NotSupported),
         }
     }
 
     /// Reads what `encode` gave and compares it with the slots: a node whose slot holds another vector or none that
     /// can be trusted (`bad`) is only kept to be removed. False: it cannot be used, and the index is empty.
-    pub fn load(&mut self, view: &View<'_>, version: u32, bytes: &[u8], bad: &Bits) -> Result<bool, NoMemory> {
+    pub fn load(
+        &mut self,
+        view: &View<'_>,
+        kernels: &dyn Distance,
+        version: u32,
+        bytes: &[u8],
+        bad: &Bits,
+    ) -> Result<bool, NoMemory> {
         match self {
             AnyIndex::Flat(_) => Ok(true),
             AnyIndex::Hnsw(h) => h.load(view, version, bytes, bad),
+            AnyIndex::Ivf(i) => i.load(view, version, bytes, bad),
+            AnyIndex::Pq(i) => i.load(view, version, bytes, bad),
+            AnyIndex::Lsh(i) => i.load(view, kernels, version, bytes, bad),
         }
     }
 
@@ -324,6 +393,9 @@ impl AnyIndex {
         match self {
             AnyIndex::Flat(_) => kind::FLAT,
             AnyIndex::Hnsw(_) => kind::HNSW,
+            AnyIndex::Ivf(_) => kind::IVF,
+            AnyIndex::Pq(_) => kind::PQ,
+            AnyIndex::Lsh(_) => kind::LSH,
         }
     }
 
@@ -332,6 +404,9 @@ impl AnyIndex {
         match self {
             AnyIndex::Flat(i) => i,
             AnyIndex::Hnsw(i) => i,
+            AnyIndex::Ivf(i) => i,
+            AnyIndex::Pq(i) => i,
+            AnyIndex::Lsh(i) => i,
         }
     }
 
@@ -340,6 +415,9 @@ impl AnyIndex {
         match self {
             AnyIndex::Flat(i) => i,
             AnyIndex::Hnsw(i) => i,
+            AnyIndex::Ivf(i) => i,
+            AnyIndex::Pq(i) => i,
+            AnyIndex::Lsh(i) => i,
         }
     }
 }

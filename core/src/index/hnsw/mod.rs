@@ -505,6 +505,7 @@ impl Index for Hnsw {
             tombstones: gone.iter().fold(0, |n: u64, s| n.saturating_add(self.count(*s))),
             layers: if self.entry.is_some() { u32::from(self.top).saturating_add(1) } else { 0 },
             links,
+            parts: 0,
         }
     }
 

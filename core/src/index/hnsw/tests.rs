@@ -125,7 +125,7 @@ fn the_graph_keeps_its_shape() {
                             assert!(h.finds(slot));
                             live.insert(slot);
                         }
-                        Inserted::Later => {
+                        Inserted::Later | Inserted::NotNow => {
                             assert!(!h.holds(slot));
                             store.head_mut(slot as usize).unwrap().flags = 0;
                             free.push(slot);
