@@ -2,10 +2,16 @@
 //! The canonical kernel with AVX2: lanes 0 to 3 and 4 to 7 in one register each. Multiplications and
 //! additions are separate instructions, so the result equals the scalar path's bit for bit.
 
-use crate::{finish, reduce, Row, L2};
+use crate::rough::LANES;
+use crate::{finish, reduce, rough, Row, Terms, IP, L2};
 use core::arch::x86_64::{
-    __cpuid, __cpuid_count, __m128, __m256d, _mm256_add_pd, _mm256_cvtps_pd, _mm256_mul_pd, _mm256_setzero_pd,
-    _mm256_storeu_pd, _mm256_sub_pd, _mm_loadu_ps, _mm_prefetch, _xgetbv, _MM_HINT_T0,
+    __cpuid, __cpuid_count, __m128, __m256, __m256d, __m256i, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps,
+    _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepu8_epi16, _mm256_cvtps_pd,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_mul_pd, _mm256_mul_ps,
+    _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_pd,
+    _mm256_sub_epi16, _mm256_sub_pd, _mm256_sub_ps, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32,
+    _mm_cvtss_f32, _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_epi32, _mm_shuffle_ps,
+    _xgetbv, _MM_HINT_T0,
 };
 
 /// Whether the CPU has AVX2 and the operating system keeps its registers.
@@ -129,7 +135,7 @@ unsafe fn pair<const SQUARE: bool>(q: *const u32, a: *const u32, b: *const u32, 
 /// # Safety
 /// None of its own: a prefetch never faults.
 #[inline]
-unsafe fn fetch(p: *const u32, dim: usize) {
+pub(crate) unsafe fn fetch(p: *const u32, dim: usize) {
     let mut i = 0;
     while i < dim && i < 256 {
         // SAFETY: `i < dim`, within the vector.
@@ -194,6 +200,248 @@ pub(crate) unsafe fn distances(
             run::<true>(metric, query, inv_norm, dim, rows, n, keys);
         } else {
             run::<false>(metric, query, inv_norm, dim, rows, n, keys);
+        }
+    }
+}
+
+/// Four registers of the f32 kernel: lanes 0 to 7, 8 to 15, 16 to 23, 24 to 31.
+type Lanes = [__m256; 4];
+
+/// Adds 32 elements from `q` and `v` to the lanes, and what they weigh to `size` if `ABS`.
+///
+/// # Safety
+/// `q` and `v` hold 32 elements.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn step32<const SQUARE: bool, const ABS: bool>(s: &mut Lanes, size: &mut Lanes, q: *const u32, v: *const u32) {
+    // SAFETY: the caller promises the memory; the loads are unaligned.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let mut i = 0;
+        while i < 4 {
+            let (a, b) = (_mm256_loadu_ps(q.add(8 * i).cast()), _mm256_loadu_ps(v.add(8 * i).cast()));
+            let term = if SQUARE {
+                let d = _mm256_sub_ps(a, b);
+                _mm256_mul_ps(d, d)
+            } else {
+                _mm256_mul_ps(a, b)
+            };
+            s[i] = _mm256_add_ps(s[i], term);
+            if ABS {
+                size[i] = _mm256_add_ps(size[i], _mm256_andnot_ps(_mm256_set1_ps(-0.0), term));
+            }
+            i += 1;
+        }
+    }
+}
+
+/// Sums the lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn reduce32(s: Lanes) -> f32 {
+    // SAFETY: registers only.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let [s0, s1, s2, s3] = s;
+        let eight = _mm256_add_ps(_mm256_add_ps(s0, s2), _mm256_add_ps(s1, s3));
+        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// The last elements (fewer than 32), zeros behind them. A lane is never −0.0, so adding zeros changes none.
+///
+/// # Safety
+/// `p` holds `n < 32` elements.
+#[inline]
+unsafe fn rest(p: *const u32, n: usize) -> [u32; LANES] {
+    let mut out = [0u32; LANES];
+    // SAFETY: the caller promises the memory; `n < 32`.
+    unsafe { core::ptr::copy_nonoverlapping(p, out.as_mut_ptr(), n) };
+    out
+}
+
+/// Sums of the f32 kernel for two rows at once; `sizes` are 0 unless `ABS`.
+///
+/// # Safety
+/// `q`, `a` and `b` hold `dim` elements; the CPU has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn pair32<const SQUARE: bool, const ABS: bool>(
+    q: *const u32,
+    a: *const u32,
+    b: *const u32,
+    dim: usize,
+) -> ([f32; 2], [f32; 2]) {
+    // SAFETY: `i + 32 <= dim` inside the loop.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let zero = [_mm256_setzero_ps(); 4];
+        let (mut x, mut y, mut xs, mut ys) = (zero, zero, zero, zero);
+        let mut i = 0;
+        while dim - i >= LANES {
+            step32::<SQUARE, ABS>(&mut x, &mut xs, q.add(i), a.add(i));
+            step32::<SQUARE, ABS>(&mut y, &mut ys, q.add(i), b.add(i));
+            i += LANES;
+        }
+        if i < dim {
+            let (tq, ta, tb) = (rest(q.add(i), dim - i), rest(a.add(i), dim - i), rest(b.add(i), dim - i));
+            step32::<SQUARE, ABS>(&mut x, &mut xs, tq.as_ptr(), ta.as_ptr());
+            step32::<SQUARE, ABS>(&mut y, &mut ys, tq.as_ptr(), tb.as_ptr());
+        }
+        ([reduce32(x), reduce32(y)], if ABS { [reduce32(xs), reduce32(ys)] } else { [0.0; 2] })
+    }
+}
+
+/// Gives the sums of all rows, two at a time, to `out`: (row number, row, sum, size).
+///
+/// # Safety
+/// As [`distances`].
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn run32<const SQUARE: bool, const ABS: bool>(
+    query: *const u32,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    out: impl Fn(usize, &Row, f32, f32),
+) {
+    let mut r = 0;
+    // SAFETY: `r` (and `r + 1`, `r + 2`, `r + 3` where they are used) are below `n`.
+    #[allow(unused_unsafe)]
+    unsafe {
+        while r < n {
+            let a = *rows.add(r);
+            let second = n - r >= 2;
+            let b = if second { *rows.add(r + 1) } else { a };
+            if n - r >= 3 {
+                fetch((*rows.add(r + 2)).words, dim);
+            }
+            if n - r >= 4 {
+                fetch((*rows.add(r + 3)).words, dim);
+            }
+            let (sums, sizes) = pair32::<SQUARE, ABS>(query, a.words, b.words, dim);
+            out(r, &a, sums[0], sizes[0]);
+            if second {
+                out(r + 1, &b, sums[1], sizes[1]);
+            }
+            r += 2;
+        }
+    }
+}
+
+/// See [`crate::vexfs_fp_rough`].
+///
+/// # Safety
+/// As there; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn rough(
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u32,
+) {
+    // SAFETY: the caller's promises; `r < n` in `out`.
+    let out = |r: usize, row: &Row, sum: f32, _: f32| unsafe {
+        keys.add(r).write(rough::finish(metric, sum, inv_norm, row.inv_norm));
+    };
+    // SAFETY: the caller's promises.
+    unsafe {
+        if metric == L2 {
+            run32::<true, false>(query, dim, rows, n, out);
+        } else {
+            run32::<false, false>(query, dim, rows, n, out);
+        }
+    }
+}
+
+/// See [`crate::vexfs_fp_bounds`].
+///
+/// # Safety
+/// As there; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn bounds(
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u64,
+) {
+    // SAFETY: the caller's promises; `r < n` in `out`.
+    let out = |r: usize, row: &Row, sum: f32, size: f32| unsafe {
+        keys.add(r).write(rough::bound(metric, sum, size, dim, inv_norm, row.inv_norm));
+    };
+    // SAFETY: the caller's promises.
+    unsafe {
+        match metric {
+            L2 => run32::<true, false>(query, dim, rows, n, out),
+            IP => run32::<false, true>(query, dim, rows, n, out),
+            _ => run32::<false, false>(query, dim, rows, n, out),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn reduce_i32(s: __m256i) -> i32 {
+    // SAFETY: registers only.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let four = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256::<1>(s));
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+    }
+}
+
+/// See [`crate::vexfs_fp_codes`].
+///
+/// # Safety
+/// As there; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn codes(
+    metric: u32,
+    query: *const u8,
+    terms: &Terms,
+    len: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u32,
+) {
+    let mut r = 0;
+    // SAFETY: row numbers are below `n`; `i + 16 <= len`, which is a multiple of 16.
+    #[allow(unused_unsafe)]
+    unsafe {
+        while r < n {
+            // The last row stands in for those that are not there.
+            let last = n - 1;
+            let at = |k: usize| (*rows.add(if r + k < n { r + k } else { last })).words.cast::<u8>();
+            let v = [at(0), at(1), at(2), at(3)];
+            let mut s = [_mm256_setzero_si256(); 4];
+            let mut i = 0;
+            while i < len {
+                let q = _mm256_cvtepu8_epi16(_mm_loadu_si128(query.add(i).cast()));
+                let q = _mm256_sub_epi16(q, _mm256_set1_epi16(128));
+                let mut k = 0;
+                while k < 4 {
+                    let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(v[k].add(i).cast()));
+                    s[k] = _mm256_add_epi32(s[k], _mm256_madd_epi16(q, x));
+                    k += 1;
+                }
+                i += 16;
+            }
+            let mut k = 0;
+            while k < 4 && r + k < n {
+                let key = rough::finish_codes(metric, reduce_i32(s[k]), terms, &*rows.add(r + k));
+                keys.add(r + k).write(key);
+                k += 1;
+            }
+            r += 4;
         }
     }
 }
