@@ -383,9 +383,9 @@ impl<'a> Meter<'a> {
         first
     }
 
-    /// Makes the codes of a vector.
-    pub fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> Codes {
-        self.kernels.encode(query, codes)
+    /// What it measures with.
+    pub fn kernels(&self) -> &'a dyn Distance {
+        self.kernels
     }
 
     /// The key of one vector; the largest key if the dimensions differ.

@@ -101,7 +101,10 @@ fn flat_is_exact() {
     let c = build(&d.base, 1);
     let (recall, cost) = measure(&c, &d, 0);
     assert_eq!(recall, 1.0);
-    assert_eq!(cost, d.base.len() as f64);
+    // A bound for each vector, and the canonical kernel for those that it does not rule out.
+    let n = d.base.len() as f64;
+    println!("{cost:.0} evaluations for {n} vectors");
+    assert!(cost >= n && cost < 1.1 * n);
 }
 
 #[test]

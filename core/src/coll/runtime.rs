@@ -292,7 +292,7 @@ impl Collection {
             let sound = whole.filter(|b| root.kind == self.index.kind() && (env.crc32c)(0, b) == root.crc);
             if let Some(b) = sound {
                 let view = View { store: &self.store, metric: self.metric };
-                self.index.load(&view, root.version, b, &self.sets.bad)?;
+                self.index.load(&view, env.distance, root.version, b, &self.sets.bad)?;
             }
         }
         self.sort_slots();
@@ -559,7 +559,7 @@ impl Collection {
         if !req.exact && req.radius.is_none() && req.k > 0 && (ef as u64) < indexed {
             // Far results that pass a narrow filter are found sooner by measuring everything.
             let limit = if gate.is_filter() { all / 2 } else { u64::MAX };
-            let probe = Probe { query: &query, ef, limit };
+            let probe = Probe { query: &query, k: req.k, ef, limit };
             done = self.index.get().nearest(&view, &probe, &mut meter, &mut gate, scratch, &mut stats.hops)?;
             done = done && scratch.found.len() >= req.k;
         }

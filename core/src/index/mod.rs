@@ -16,7 +16,7 @@ pub use heap::Heap;
 pub use hnsw::{GraphHead, GraphNode, Hnsw, EF_DEFAULT, EF_MAX, M_DEFAULT, M_MAX, M_MIN};
 pub use store::{Rows, Table, VectorStore, SLOTS_MAX};
 
-use crate::dist::{Meter, Metric, Query};
+use crate::dist::{Distance, Meter, Metric, Query};
 use crate::error::{Error, Step};
 use crate::format::{Schema, Slot, SLOT_LIVE};
 use crate::mem::{self, NoMemory};
@@ -97,10 +97,10 @@ impl Marks {
 pub struct Scratch {
     /// Notes about slots.
     pub marks: Marks,
-    /// Candidates to expand, as a min-heap (complement of the key).
-    pub candidates: Heap<Near>,
     /// What an index found: the nearest on the way, as a max-heap.
     pub found: Heap<Near>,
+    /// The search of a graph.
+    pub(crate) walk: hnsw::Walk,
     /// The answer.
     pub best: Best,
     /// Lists of neighbour selection.
@@ -112,8 +112,8 @@ impl Scratch {
     pub const fn new() -> Scratch {
         Scratch {
             marks: Marks { marks: Vec::new(), epoch: 0 },
-            candidates: Heap::new(),
             found: Heap::new(),
+            walk: hnsw::Walk::new(),
             best: Best::new(),
             select: hnsw::Select::new(),
         }
@@ -125,8 +125,8 @@ impl Scratch {
             .marks
             .capacity()
             .saturating_mul(4)
-            .saturating_add(self.candidates.memory())
             .saturating_add(self.found.memory())
+            .saturating_add(self.walk.memory())
             .saturating_add(self.best.memory())
             .saturating_add(self.select.memory())
     }
@@ -228,6 +228,8 @@ pub struct IndexInfo {
 pub struct Probe<'a, 'b> {
     /// The query.
     pub query: &'a Query<'b>,
+    /// How many results are asked for.
+    pub k: usize,
     /// How many candidates to keep.
     pub ef: usize,
     /// If more distances than this would be needed, an exact scan is the better choice: give up.
@@ -312,10 +314,17 @@ impl AnyIndex {
 
     /// Reads what `encode` gave and compares it with the slots: a node whose slot holds another vector or none that
     /// can be trusted (`bad`) is only kept to be removed. False: it cannot be used, and the index is empty.
-    pub fn load(&mut self, view: &View<'_>, version: u32, bytes: &[u8], bad: &Bits) -> Result<bool, NoMemory> {
+    pub fn load(
+        &mut self,
+        view: &View<'_>,
+        kernels: &dyn Distance,
+        version: u32,
+        bytes: &[u8],
+        bad: &Bits,
+    ) -> Result<bool, NoMemory> {
         match self {
             AnyIndex::Flat(_) => Ok(true),
-            AnyIndex::Hnsw(h) => h.load(view, version, bytes, bad),
+            AnyIndex::Hnsw(h) => h.load(view, kernels, version, bytes, bad),
         }
     }
 
