@@ -5,7 +5,7 @@
 use crate::bindings as c;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
-use vexfs_core::dist::{Batch, Codes, Distance, Native, Norm, Query, Rough, BATCH, SCALAR};
+use vexfs_core::dist::{Batch, Distance, Native, Norm, Query, Rough, BATCH, SCALAR};
 use vexfs_core::env::Env;
 use vexfs_core::op::Time;
 use vexfs_core::Error;
@@ -93,7 +93,7 @@ impl Distance for Fpu {
         resched();
     }
 
-    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> Codes {
+    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool {
         let native = native();
         // SAFETY: as in `many`.
         unsafe { c::vexfs_fpu_begin() };

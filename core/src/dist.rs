@@ -85,35 +85,22 @@ pub struct Rough<'a> {
     pub metric: Metric,
     /// f32 bits, or codes.
     pub words: &'a [u32],
-    /// Of a vector: its inverse norm as in [`Query`]. Of codes: their terms as in [`Codes`].
-    pub terms: u64,
-    /// Of codes: their sum.
-    pub sum: i32,
+    /// Of a vector: its inverse norm as in [`Query`].
+    pub inv_norm: u64,
     /// Whether these are codes.
     pub coded: bool,
 }
 
 impl<'a> From<&Query<'a>> for Rough<'a> {
     fn from(q: &Query<'a>) -> Rough<'a> {
-        Rough { metric: q.metric, words: q.words, terms: q.inv_norm, sum: 0, coded: false }
+        Rough { metric: q.metric, words: q.words, inv_norm: q.inv_norm, coded: false }
     }
 }
 
-/// What belongs to the codes of a vector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Codes {
-    /// In place of the inverse norm.
-    pub terms: u64,
-    /// Sum of the codes.
-    pub sum: i32,
-    /// They are a poor likeness: a few elements are far larger than the rest.
-    pub coarse: bool,
-}
-
-/// Words of the codes of a vector with `dim` elements.
+/// Words of the codes of a vector with `dim` elements, and of what the leaf keeps with them.
 pub const fn code_words(dim: usize) -> usize {
     // A dimension is at most 65,536.
-    dim.next_multiple_of(vexfs_fp::CODES_ALIGN) / 4
+    dim.next_multiple_of(vexfs_fp::CODES_ALIGN).wrapping_add(vexfs_fp::TERMS_SIZE) / 4
 }
 
 /// Most rows of a [`Batch`].
@@ -184,8 +171,9 @@ pub trait Distance: Sync + Send {
     /// Keys that those of [`many`](Distance::many) are not below. The inverse norms have to be right.
     fn bounds(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]);
 
-    /// Makes the codes of a vector; `codes` has [`code_words`] words, else nothing is done.
-    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> Codes;
+    /// Makes the codes of a vector; `codes` has [`code_words`] words, else nothing is done. True: they are a poor likeness,
+    /// because a few elements are far larger than the rest.
+    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool;
 
     /// Examines a vector: [`Error::BadVector`] if it may not be stored (NaN, infinity, or a squared norm
     /// that f32 cannot hold as a normal number).
@@ -250,19 +238,17 @@ impl Distance for Native {
         let (words, rows, out) = (query.words.as_ptr(), batch.rows.as_ptr(), keys.as_mut_ptr());
         let metric = query.metric as u32;
         if query.coded {
-            let len = batch.dim.wrapping_mul(4);
-            if len % vexfs_fp::CODES_ALIGN != 0 || len > CODES_MAX {
+            let len = batch.dim.wrapping_mul(4).saturating_sub(vexfs_fp::TERMS_SIZE);
+            if len % vexfs_fp::CODES_ALIGN != 0 || len > CODES_MAX || code_words(len) != batch.dim {
                 return;
             }
-            let (scale, norm) = (query.terms as u32, (query.terms >> 32) as u32);
-            let terms = vexfs_fp::Terms { scale, norm, sum: query.sum, coarse: 0 };
-            // SAFETY: as in `many`; four codes are in each word, and the length is a multiple of what the leaf asks for.
-            unsafe {
-                vexfs_fp::vexfs_fp_codes(self.path, metric, words.cast(), &terms, len, rows, batch.len, out);
-            }
+            // SAFETY: as in `many`; a row is codes, a multiple of what the leaf asks for, and terms, and consists of words.
+            unsafe { vexfs_fp::vexfs_fp_codes(self.path, metric, words.cast(), len, rows, batch.len, out) }
         } else {
             // SAFETY: as in `many`.
-            unsafe { vexfs_fp::vexfs_fp_rough(self.path, metric, words, query.terms, batch.dim, rows, batch.len, out) }
+            unsafe {
+                vexfs_fp::vexfs_fp_rough(self.path, metric, words, query.inv_norm, batch.dim, rows, batch.len, out)
+            }
         }
     }
 
@@ -285,20 +271,15 @@ impl Distance for Native {
         }
     }
 
-    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> Codes {
+    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool {
         let dim = query.words.len();
-        let len = codes.len().wrapping_mul(4);
         if dim > CODES_MAX || codes.len() != code_words(dim) {
-            return Codes::default();
+            return true;
         }
-        let mut t = vexfs_fp::Terms::default();
-        let to = codes.as_mut_ptr().cast();
-        // SAFETY: `dim` elements to read, `len >= dim` bytes to write, a place for the result.
-        unsafe {
-            let (metric, words) = (query.metric as u32, query.words.as_ptr());
-            vexfs_fp::vexfs_fp_encode(metric, words, dim, query.inv_norm, to, len, &mut t);
-        }
-        Codes { terms: t.packed(), sum: t.sum, coarse: t.coarse != 0 }
+        let len = dim.next_multiple_of(vexfs_fp::CODES_ALIGN);
+        let (metric, words, to) = (query.metric as u32, query.words.as_ptr(), codes.as_mut_ptr().cast());
+        // SAFETY: `dim` elements to read, room for `len` codes and the terms, in words.
+        unsafe { vexfs_fp::vexfs_fp_encode(metric, words, dim, query.inv_norm, to, len) != 0 }
     }
 
     fn check(&self, words: &[u32]) -> Result<Norm, Error> {
@@ -373,10 +354,10 @@ impl<'a> Meter<'a> {
     }
 
     /// The rough key of one vector; the largest key if the lengths differ.
-    pub fn rough_one(&mut self, query: &Rough<'_>, words: &[u32], terms: u64) -> u32 {
+    pub fn rough_one(&mut self, query: &Rough<'_>, words: &[u32], inv_norm: u64) -> u32 {
         let mut batch = Batch::new(query.words.len());
         let mut keys = [u32::MAX; BATCH];
-        if batch.push(words, terms) {
+        if batch.push(words, inv_norm) {
             self.rough(query, &batch, &mut keys);
         }
         let [first, ..] = keys;

@@ -3,7 +3,7 @@
 //! additions are separate instructions, so the result equals the scalar path's bit for bit.
 
 use crate::rough::LANES;
-use crate::{finish, reduce, rough, Row, Terms, IP, L2};
+use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
     __cpuid, __cpuid_count, __m128, __m256, __m256d, __m256i, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps,
     _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepu8_epi16, _mm256_cvtps_pd,
@@ -262,39 +262,33 @@ unsafe fn rest(p: *const u32, n: usize) -> [u32; LANES] {
     out
 }
 
-/// Sums of the f32 kernel for two rows at once; `sizes` are 0 unless `ABS`.
+/// Sum of the f32 kernel for a row; the second value is 0 unless `ABS`.
 ///
 /// # Safety
-/// `q`, `a` and `b` hold `dim` elements; the CPU has AVX2.
+/// `q` and `v` hold `dim` elements; the CPU has AVX2.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn pair32<const SQUARE: bool, const ABS: bool>(
-    q: *const u32,
-    a: *const u32,
-    b: *const u32,
-    dim: usize,
-) -> ([f32; 2], [f32; 2]) {
+unsafe fn row32<const SQUARE: bool, const ABS: bool>(q: *const u32, v: *const u32, dim: usize) -> (f32, f32) {
     // SAFETY: `i + 32 <= dim` inside the loop.
     #[allow(unused_unsafe)]
     unsafe {
         let zero = [_mm256_setzero_ps(); 4];
-        let (mut x, mut y, mut xs, mut ys) = (zero, zero, zero, zero);
+        let (mut s, mut size) = (zero, zero);
         let mut i = 0;
         while dim - i >= LANES {
-            step32::<SQUARE, ABS>(&mut x, &mut xs, q.add(i), a.add(i));
-            step32::<SQUARE, ABS>(&mut y, &mut ys, q.add(i), b.add(i));
+            step32::<SQUARE, ABS>(&mut s, &mut size, q.add(i), v.add(i));
             i += LANES;
         }
         if i < dim {
-            let (tq, ta, tb) = (rest(q.add(i), dim - i), rest(a.add(i), dim - i), rest(b.add(i), dim - i));
-            step32::<SQUARE, ABS>(&mut x, &mut xs, tq.as_ptr(), ta.as_ptr());
-            step32::<SQUARE, ABS>(&mut y, &mut ys, tq.as_ptr(), tb.as_ptr());
+            let (q, v) = (rest(q.add(i), dim - i), rest(v.add(i), dim - i));
+            step32::<SQUARE, ABS>(&mut s, &mut size, q.as_ptr(), v.as_ptr());
         }
-        ([reduce32(x), reduce32(y)], if ABS { [reduce32(xs), reduce32(ys)] } else { [0.0; 2] })
+        (reduce32(s), if ABS { reduce32(size) } else { 0.0 })
     }
 }
 
-/// Gives the sums of all rows, two at a time, to `out`: (row number, row, sum, size).
+/// Gives the sums of all rows to `out`: (row number, row, sum, size). One after the other: rows of a scan lie behind each
+/// other, and the processor's own prefetcher wants to see that.
 ///
 /// # Safety
 /// As [`distances`].
@@ -308,25 +302,14 @@ unsafe fn run32<const SQUARE: bool, const ABS: bool>(
     out: impl Fn(usize, &Row, f32, f32),
 ) {
     let mut r = 0;
-    // SAFETY: `r` (and `r + 1`, `r + 2`, `r + 3` where they are used) are below `n`.
+    // SAFETY: row numbers are below `n`.
     #[allow(unused_unsafe)]
     unsafe {
         while r < n {
-            let a = *rows.add(r);
-            let second = n - r >= 2;
-            let b = if second { *rows.add(r + 1) } else { a };
-            if n - r >= 3 {
-                fetch((*rows.add(r + 2)).words, dim);
-            }
-            if n - r >= 4 {
-                fetch((*rows.add(r + 3)).words, dim);
-            }
-            let (sums, sizes) = pair32::<SQUARE, ABS>(query, a.words, b.words, dim);
-            out(r, &a, sums[0], sizes[0]);
-            if second {
-                out(r + 1, &b, sums[1], sizes[1]);
-            }
-            r += 2;
+            let row = *rows.add(r);
+            let (sum, size) = row32::<SQUARE, ABS>(query, row.words, dim);
+            out(r, &row, sum, size);
+            r += 1;
         }
     }
 }
@@ -404,19 +387,12 @@ unsafe fn reduce_i32(s: __m256i) -> i32 {
 /// # Safety
 /// As there; the CPU has AVX2.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn codes(
-    metric: u32,
-    query: *const u8,
-    terms: &Terms,
-    len: usize,
-    rows: *const Row,
-    n: usize,
-    keys: *mut u32,
-) {
+pub(crate) unsafe fn codes(metric: u32, query: *const u8, len: usize, rows: *const Row, n: usize, keys: *mut u32) {
     let mut r = 0;
     // SAFETY: row numbers are below `n`; `i + 16 <= len`, which is a multiple of 16.
     #[allow(unused_unsafe)]
     unsafe {
+        let terms = rough::terms(query, len);
         while r < n {
             // The last row stands in for those that are not there.
             let last = n - 1;
@@ -437,7 +413,7 @@ pub(crate) unsafe fn codes(
             }
             let mut k = 0;
             while k < 4 && r + k < n {
-                let key = rough::finish_codes(metric, reduce_i32(s[k]), terms, &*rows.add(r + k));
+                let key = rough::finish_codes(metric, reduce_i32(s[k]), terms, rough::terms(v[k], len));
                 keys.add(r + k).write(key);
                 k += 1;
             }

@@ -5,7 +5,7 @@
 
 use crate::avx2::fetch;
 use crate::rough::LANES;
-use crate::{finish, reduce, rough, Row, Terms, IP, L2};
+use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
     __cpuid, __cpuid_count, __m256, __m512, __m512d, __m512i, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
     _mm256_extractf128_ps, _mm256_loadu_ps, _mm512_abs_ps, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256,
@@ -194,61 +194,39 @@ unsafe fn reduce32(low: __m512, high: __m512) -> f32 {
     }
 }
 
-/// Sums of the f32 kernel for two rows at once; `sizes` are 0 unless `ABS`.
+/// Sum of the f32 kernel for a row; the second value is 0 unless `ABS`.
 ///
 /// # Safety
-/// `q` and the rows hold `dim` elements; the CPU has AVX-512.
+/// `q` and `v` hold `dim` elements; the CPU has AVX-512.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn pair32<const SQUARE: bool, const ABS: bool>(
-    q: *const u32,
-    v: [*const u32; 2],
-    dim: usize,
-) -> ([f32; 2], [f32; 2]) {
+unsafe fn row32<const SQUARE: bool, const ABS: bool>(q: *const u32, v: *const u32, dim: usize) -> (f32, f32) {
     // SAFETY: `i + 32 <= dim` inside the loop; the masks leave out what is behind the end.
     #[allow(unused_unsafe)]
     unsafe {
         let zero = _mm512_setzero_ps();
-        let mut s = [[zero; 2]; 2];
-        let mut size = [[zero; 2]; 2];
+        let (mut s0, mut s1, mut size0, mut size1) = (zero, zero, zero, zero);
         let mut i = 0;
         while dim - i >= LANES {
-            let mut h = 0;
-            while h < 2 {
-                let x: __m512 = _mm512_loadu_ps(q.add(i + 16 * h).cast());
-                let mut k = 0;
-                while k < 2 {
-                    let y: __m512 = _mm512_loadu_ps(v[k].add(i + 16 * h).cast());
-                    step16::<SQUARE, ABS>(&mut s[k][h], &mut size[k][h], x, y);
-                    k += 1;
-                }
-                h += 1;
-            }
+            let load = |p: *const u32| _mm512_loadu_ps(p.cast());
+            step16::<SQUARE, ABS>(&mut s0, &mut size0, load(q.add(i)), load(v.add(i)));
+            step16::<SQUARE, ABS>(&mut s1, &mut size1, load(q.add(i + 16)), load(v.add(i + 16)));
             i += LANES;
         }
         if i < dim {
             // A lane is never −0.0, so adding zeros changes none.
             let mask = (1u32 << (dim - i)) - 1;
-            let masks = [mask as u16, (mask >> 16) as u16];
-            let mut h = 0;
-            while h < 2 {
-                let x = _mm512_maskz_loadu_ps(masks[h], q.wrapping_add(i + 16 * h).cast());
-                let mut k = 0;
-                while k < 2 {
-                    let y = _mm512_maskz_loadu_ps(masks[h], v[k].wrapping_add(i + 16 * h).cast());
-                    step16::<SQUARE, ABS>(&mut s[k][h], &mut size[k][h], x, y);
-                    k += 1;
-                }
-                h += 1;
-            }
+            let load = |mask: u32, p: *const u32| _mm512_maskz_loadu_ps(mask as u16, p.cast());
+            step16::<SQUARE, ABS>(&mut s0, &mut size0, load(mask, q.add(i)), load(mask, v.add(i)));
+            let (mask, q, v) = (mask >> 16, q.wrapping_add(i + 16), v.wrapping_add(i + 16));
+            step16::<SQUARE, ABS>(&mut s1, &mut size1, load(mask, q), load(mask, v));
         }
-        let sums = [reduce32(s[0][0], s[0][1]), reduce32(s[1][0], s[1][1])];
-        let sizes = if ABS { [reduce32(size[0][0], size[0][1]), reduce32(size[1][0], size[1][1])] } else { [0.0; 2] };
-        (sums, sizes)
+        (reduce32(s0, s1), if ABS { reduce32(size0, size1) } else { 0.0 })
     }
 }
 
-/// Gives the sums of all rows to `out`: (row number, row, sum, size).
+/// Gives the sums of all rows to `out`: (row number, row, sum, size). One after the other: rows of a scan lie behind each
+/// other, and the processor's own prefetcher wants to see that.
 ///
 /// # Safety
 /// As [`distances`].
@@ -266,20 +244,10 @@ unsafe fn run32<const SQUARE: bool, const ABS: bool>(
     #[allow(unused_unsafe)]
     unsafe {
         while r < n {
-            let a = *rows.add(r);
-            let second = n - r >= 2;
-            let b = if second { *rows.add(r + 1) } else { a };
-            let mut k = 2;
-            while k < 4 && r + k < n {
-                fetch((*rows.add(r + k)).words, dim);
-                k += 1;
-            }
-            let (sums, sizes) = pair32::<SQUARE, ABS>(query, [a.words, b.words], dim);
-            out(r, &a, sums[0], sizes[0]);
-            if second {
-                out(r + 1, &b, sums[1], sizes[1]);
-            }
-            r += 2;
+            let row = *rows.add(r);
+            let (sum, size) = row32::<SQUARE, ABS>(query, row.words, dim);
+            out(r, &row, sum, size);
+            r += 1;
         }
     }
 }
@@ -345,19 +313,12 @@ pub(crate) unsafe fn bounds(
 /// # Safety
 /// As there; the CPU has AVX-512 with BW and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(crate) unsafe fn codes(
-    metric: u32,
-    query: *const u8,
-    terms: &Terms,
-    len: usize,
-    rows: *const Row,
-    n: usize,
-    keys: *mut u32,
-) {
+pub(crate) unsafe fn codes(metric: u32, query: *const u8, len: usize, rows: *const Row, n: usize, keys: *mut u32) {
     let mut r = 0;
     // SAFETY: row numbers are below `n`; `i + 64 <= len`, which is a multiple of 64.
     #[allow(unused_unsafe)]
     unsafe {
+        let terms = rough::terms(query, len);
         let flip = _mm512_set1_epi8(-128);
         while r < n {
             // The last row stands in for those that are not there.
@@ -377,7 +338,7 @@ pub(crate) unsafe fn codes(
             }
             let mut k = 0;
             while k < 4 && r + k < n {
-                let key = rough::finish_codes(metric, _mm512_reduce_add_epi32(s[k]), terms, &*rows.add(r + k));
+                let key = rough::finish_codes(metric, _mm512_reduce_add_epi32(s[k]), terms, rough::terms(v[k], len));
                 keys.add(r + k).write(key);
                 k += 1;
             }

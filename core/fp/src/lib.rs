@@ -62,7 +62,7 @@ pub struct Checked {
     pub inv_norm: u64,
 }
 
-/// What belongs to the codes of a vector.
+/// What stands behind the codes of a vector.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
@@ -76,14 +76,10 @@ pub struct Terms {
     pub coarse: u32,
 }
 
-impl Terms {
-    /// What a [`Row`] of codes has in place of the inverse norm.
-    pub const fn packed(&self) -> u64 {
-        (self.norm as u64) << 32 | self.scale as u64
-    }
-}
+/// Bytes of [`Terms`].
+pub const TERMS_SIZE: usize = 16;
 
-/// A row of codes is a multiple of so many bytes long.
+/// The codes of a row, without its terms, are a multiple of so many bytes.
 pub const CODES_ALIGN: usize = 64;
 
 /// Squared Euclidean distance (metric numbers are those of the on-disk format).
@@ -225,48 +221,44 @@ pub unsafe extern "C" fn vexfs_fp_bounds(
     unsafe { scalar::bounds(metric, query, inv_norm, dim, rows, n, keys) };
 }
 
-/// Rough keys of the distances from a query to `n` rows, all as codes of `len` bytes; `inv_norm` of a row is
-/// [`Terms::packed`].
+/// Rough keys of the distances from a query to `n` rows, all as codes of `len` bytes with their [`Terms`] behind them.
 ///
 /// # Safety
-/// `query` and every row hold `len` readable bytes, a multiple of [`CODES_ALIGN`] and at most 65,536; `terms` can be read;
-/// the rest as in [`vexfs_fp_distances`].
+/// `query` and every row hold `len` readable bytes, a multiple of [`CODES_ALIGN`] and at most 65,536, and terms behind
+/// them, aligned to 4 bytes; the rest as in [`vexfs_fp_distances`].
 #[no_mangle]
 pub unsafe extern "C" fn vexfs_fp_codes(
     path: u32,
     metric: u32,
     query: *const u8,
-    terms: *const Terms,
     len: usize,
     rows: *const Row,
     n: usize,
     keys: *mut u32,
 ) {
-    // SAFETY: the caller promises the pointer.
-    let terms = unsafe { &*terms };
     #[cfg(all(target_arch = "x86_64", vexfs_avx512))]
     if path == AVX512 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
-        unsafe { avx512::codes(metric, query, terms, len, rows, n, keys) };
+        unsafe { avx512::codes(metric, query, len, rows, n, keys) };
         return;
     }
     #[cfg(target_arch = "x86_64")]
     if path == AVX2 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX2.
-        unsafe { avx2::codes(metric, query, terms, len, rows, n, keys) };
+        unsafe { avx2::codes(metric, query, len, rows, n, keys) };
         return;
     }
     let _ = path;
     // SAFETY: the caller promises the pointers.
-    unsafe { scalar::codes(metric, query, terms, len, rows, n, keys) };
+    unsafe { scalar::codes(metric, query, len, rows, n, keys) };
 }
 
-/// Makes the codes of a vector, `len` bytes; `inv_norm` as in a [`Row`]. A code is stored 128 too large; behind the
-/// vector's end are zeros, so 128.
+/// Makes the codes of a vector, `len` bytes, and their terms; `inv_norm` as in a [`Row`]. A code is stored 128 too large;
+/// behind the vector's end are zeros, so 128. Gives [`Terms::coarse`].
 ///
 /// # Safety
-/// `words` holds `dim` readable u32, `codes` room for `len >= dim` bytes, `out` room for the result. In a kernel: inside
-/// an FPU section.
+/// `words` holds `dim` readable u32; `codes` has room for `len >= dim` bytes, a multiple of [`CODES_ALIGN`], and the terms,
+/// and is aligned to 4 bytes. In a kernel: inside an FPU section.
 #[no_mangle]
 pub unsafe extern "C" fn vexfs_fp_encode(
     metric: u32,
@@ -275,10 +267,13 @@ pub unsafe extern "C" fn vexfs_fp_encode(
     inv_norm: u64,
     codes: *mut u8,
     len: usize,
-    out: *mut Terms,
-) {
+) -> u32 {
     // SAFETY: the caller promises the pointers.
-    unsafe { out.write(rough::encode(metric, words, dim, inv_norm, codes, len)) };
+    unsafe {
+        let terms = rough::encode(metric, words, dim, inv_norm, codes, len);
+        codes.add(len).cast::<Terms>().write(terms);
+        terms.coarse
+    }
 }
 
 /// Examines a vector that may be stored or searched for. Acceptable means: all elements are finite, and the

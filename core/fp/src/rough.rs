@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What all paths of the rough kernels share: keys, the error bound, codes.
 
-use crate::{Row, Terms, COSINE, L2};
+use crate::{Terms, COSINE, L2};
 
 /// Lanes of the f32 kernel.
 pub(crate) const LANES: usize = 32;
@@ -81,16 +81,25 @@ pub(crate) fn bound(metric: u32, sum: f32, size: f32, dim: usize, inv_q: u64, in
 /// The key of a rough distance from the exact integer product of a query's codes with the stored ones, which are
 /// 128 too large.
 #[inline(always)]
-pub(crate) fn finish_codes(metric: u32, product: i32, q: &Terms, row: &Row) -> u32 {
+pub(crate) fn finish_codes(metric: u32, product: i32, q: &Terms, v: &Terms) -> u32 {
     let dot = product.wrapping_sub(q.sum.wrapping_mul(128));
-    let (scale, norm) = (row.inv_norm as u32, (row.inv_norm >> 32) as u32);
     let f = |bits: u32| f64::from(f32::from_bits(bits));
-    let x = f64::from(dot) * f(q.scale) * f(scale);
+    let x = f64::from(dot) * f(q.scale) * f(v.scale);
     key(match metric {
-        L2 => f(q.norm) + f(norm) - 2.0 * x,
+        L2 => f(q.norm) + f(v.norm) - 2.0 * x,
         COSINE => 1.0 - x,
         _ => -x,
     })
+}
+
+/// The terms behind codes.
+///
+/// # Safety
+/// There are `len` bytes of codes and the terms at `codes`.
+#[inline(always)]
+pub(crate) unsafe fn terms<'a>(codes: *const u8, len: usize) -> &'a Terms {
+    // SAFETY: the caller promises the memory; rows are aligned to 4 bytes and `len` is a multiple of 64.
+    unsafe { &*codes.add(len).cast::<Terms>() }
 }
 
 /// See [`crate::vexfs_fp_encode`].

@@ -2,7 +2,7 @@
 //! The reference: the canonical kernel in portable code. The other paths are tested against it.
 
 use crate::rough::LANES;
-use crate::{finish, reduce, rough, Checked, Row, Terms, IP, L2};
+use crate::{finish, reduce, rough, Checked, Row, IP, L2};
 
 fn at(p: *const u32, i: usize) -> f64 {
     // SAFETY: callers stay below the vector's length, which their own caller promised.
@@ -167,15 +167,7 @@ pub(crate) unsafe fn bounds(
 ///
 /// # Safety
 /// As there.
-pub(crate) unsafe fn codes(
-    metric: u32,
-    query: *const u8,
-    terms: &Terms,
-    len: usize,
-    rows: *const Row,
-    n: usize,
-    keys: *mut u32,
-) {
+pub(crate) unsafe fn codes(metric: u32, query: *const u8, len: usize, rows: *const Row, n: usize, keys: *mut u32) {
     let mut r = 0;
     while r < n {
         // SAFETY: `r < n`, `i < len`.
@@ -188,7 +180,7 @@ pub(crate) unsafe fn codes(
                 product = product.wrapping_add(i32::from(q) * i32::from(*v.add(i)));
                 i += 1;
             }
-            keys.add(r).write(rough::finish_codes(metric, product, terms, &row));
+            keys.add(r).write(rough::finish_codes(metric, product, rough::terms(query, len), rough::terms(v, len)));
         }
         r += 1;
     }

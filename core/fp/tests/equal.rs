@@ -350,11 +350,15 @@ fn the_order_of_the_f32_lanes_is_fixed() {
     }
 }
 
-fn encode(metric: u32, w: &[u32], inv: u64) -> (Vec<u8>, Terms) {
+/// Codes with their terms, and both apart.
+fn encode(metric: u32, w: &[u32], inv: u64) -> (Vec<u32>, Vec<u8>, Terms) {
     let len = w.len().next_multiple_of(CODES_ALIGN);
-    let (mut codes, mut t) = (vec![7u8; len], Terms::default());
-    unsafe { vexfs_fp_encode(metric, w.as_ptr(), w.len(), inv, codes.as_mut_ptr(), len, &mut t) };
-    (codes, t)
+    let mut row = vec![0x0707_0707u32; (len + TERMS_SIZE) / 4];
+    let coarse = unsafe { vexfs_fp_encode(metric, w.as_ptr(), w.len(), inv, row.as_mut_ptr().cast(), len) };
+    let codes = row[..len / 4].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let [scale, norm, sum, last] = row[len / 4..] else { panic!() };
+    assert_eq!(last, coarse);
+    (row, codes, Terms { scale, norm, sum: sum as i32, coarse })
 }
 
 #[test]
@@ -364,30 +368,28 @@ fn codes_are_near_and_their_paths_bit_equal() {
         for kind in 0..5 {
             for metric in [L2, COSINE, IP] {
                 let q = vector(&mut rng, dim, kind);
-                let (q_codes, q_terms) = encode(metric, &q, check(&q).inv_norm);
+                let (q_row, q_codes, _) = encode(metric, &q, check(&q).inv_norm);
                 let all: Vec<_> = (0..9)
                     .map(|i| {
                         let w = if i == 3 { q.clone() } else { vector(&mut rng, dim, if i == 5 { 0 } else { kind }) };
-                        let (codes, t) = encode(metric, &w, check(&w).inv_norm);
-                        (w, codes, t)
+                        let (row, codes, t) = encode(metric, &w, check(&w).inv_norm);
+                        (w, row, codes, t)
                     })
                     .collect();
                 for n in 0..=all.len() {
-                    let rows: Vec<_> = all[..n]
-                        .iter()
-                        .map(|(_, c, t)| Row { words: c.as_ptr().cast(), inv_norm: t.packed() })
-                        .collect();
+                    let rows: Vec<_> =
+                        all[..n].iter().map(|(_, r, _, _)| Row { words: r.as_ptr(), inv_norm: 0 }).collect();
                     let run = |path| {
                         let mut out = vec![0u32; n];
-                        let (c, len) = (q_codes.as_ptr(), q_codes.len());
-                        unsafe { vexfs_fp_codes(path, metric, c, &q_terms, len, rows.as_ptr(), n, out.as_mut_ptr()) };
+                        let (q, len) = (q_row.as_ptr().cast(), q_codes.len());
+                        unsafe { vexfs_fp_codes(path, metric, q, len, rows.as_ptr(), n, out.as_mut_ptr()) };
                         out
                     };
                     let want = run(SCALAR);
                     for path in paths() {
                         assert_eq!(run(path), want, "path {path} metric {metric} dim {dim} kind {kind}");
                     }
-                    for (key, (w, codes, t)) in want.iter().zip(&all) {
+                    for (key, (w, _, codes, t)) in want.iter().zip(&all) {
                         let signed = |c: &[u8], i: usize| i64::from(c[i]) - 128;
                         assert_eq!(i64::from(t.sum), (0..dim).map(|i| signed(codes, i)).sum::<i64>());
                         assert!(codes[dim..].iter().all(|c| *c == 128));
@@ -414,19 +416,19 @@ fn codes_are_near_and_their_paths_bit_equal() {
     // One element that drowns the others.
     let mut w = vector(&mut rng, 384, 0);
     w[5] = 40f32.to_bits();
-    assert_eq!(encode(L2, &w, 0).1.coarse, 1);
-    assert_eq!(encode(L2, &[0; 100], 0), (vec![128; 128], Terms::default()));
+    assert_eq!(encode(L2, &w, 0).2.coarse, 1);
+    let zero = encode(L2, &[0; 100], 0);
+    assert_eq!((zero.1, zero.2), (vec![128; 128], Terms::default()));
 }
 
 #[test]
 fn codes_of_the_largest_dimension_do_not_overflow() {
     for (a, b) in [(1f32, 1f32), (1.0, -1.0), (-1.0, -1.0)] {
         let (q, v) = (vec![a.to_bits(); 65536], vec![b.to_bits(); 65536]);
-        let (qc, qt) = encode(IP, &q, 0);
-        let (vc, vt) = encode(IP, &v, 0);
+        let (q, v) = (encode(IP, &q, 0), encode(IP, &v, 0));
         for path in paths() {
-            let (mut key, row) = (0, Row { words: vc.as_ptr().cast(), inv_norm: vt.packed() });
-            unsafe { vexfs_fp_codes(path, IP, qc.as_ptr(), &qt, qc.len(), &row, 1, &mut key) };
+            let (mut key, row) = (0, Row { words: v.0.as_ptr(), inv_norm: 0 });
+            unsafe { vexfs_fp_codes(path, IP, q.0.as_ptr().cast(), 65536, &row, 1, &mut key) };
             assert!((f64::from(single(key)) + f64::from(a * b) * 65536.0).abs() < 0.1);
         }
     }

@@ -71,7 +71,7 @@ impl Hnsw {
         sel.kept.clear();
         let all = sel.candidates.len() < m;
         let own = match self.base(view, base, self.coded_choice()) {
-            Some(q) if !all => meter.rough_one(&q, q.words, q.terms),
+            Some(q) if !all => meter.rough_one(&q, q.words, q.inv_norm),
             _ => u32::MAX,
         };
         let mut copies = 0usize;
@@ -101,8 +101,8 @@ impl Hnsw {
         // Small pieces: most candidates are covered by one of the first.
         for some in kept.chunks(4) {
             for other in some {
-                if let Some((words, terms)) = self.row(view, *other, query.coded) {
-                    batch.push(words, terms);
+                if let Some((words, inv_norm)) = self.row(view, *other, query.coded) {
+                    batch.push(words, inv_norm);
                 }
             }
             meter.rough(&query, &batch, &mut keys);
@@ -133,8 +133,9 @@ impl Hnsw {
         loop {
             let next = slots.next();
             if let Some(n) = next {
-                if let (Some((words, terms)), Some(id)) = (self.row(view, n, query.coded), ids.get_mut(batch.len())) {
-                    if batch.push(words, terms) {
+                if let (Some((words, inv_norm)), Some(id)) = (self.row(view, n, query.coded), ids.get_mut(batch.len()))
+                {
+                    if batch.push(words, inv_norm) {
                         mem::prefetch(words);
                         *id = n;
                     }
@@ -234,7 +235,7 @@ impl Hnsw {
 
         let mut hops = 0;
         let query = self.base(view, slot, self.coded()).ok_or(Error::Invalid)?;
-        let own = meter.rough_one(&query, query.words, query.terms);
+        let own = meter.rough_one(&query, query.words, query.inv_norm);
         let mut host = None;
         let lowest = level.min(self.top);
         if let Some(mut near) = self.descend(view, &query, meter, lowest, &mut hops) {
@@ -327,7 +328,7 @@ impl Hnsw {
         slot: u32,
     ) -> Result<Option<u32>, NoMemory> {
         let Some(query) = self.base(view, slot, self.coded_choice()) else { return Ok(None) };
-        let own = meter.rough_one(&query, query.words, query.terms);
+        let own = meter.rough_one(&query, query.words, query.inv_norm);
         let Some(nearest) = sel.candidates.iter().find(|c| c.0 == own).map(|c| c.1) else { return Ok(None) };
         let mut host = nearest;
         for step in 0..WALK_MAX {

@@ -221,7 +221,7 @@ impl Hnsw {
     /// What is measured of a node: its codes or its vector.
     fn row<'a>(&'a self, view: &View<'a>, slot: u32, coded: bool) -> Option<(&'a [u32], u64)> {
         if coded {
-            self.codes.get(slot).map(|(words, c)| (words, c.terms))
+            self.codes.get(slot).map(|words| (words, 0))
         } else {
             view.row(slot)
         }
@@ -230,8 +230,7 @@ impl Hnsw {
     /// A node to measure from.
     fn base<'a>(&'a self, view: &View<'a>, slot: u32, coded: bool) -> Option<Rough<'a>> {
         if coded {
-            let (words, c) = self.codes.get(slot)?;
-            Some(Rough { metric: view.metric, words, terms: c.terms, sum: c.sum, coded })
+            Some(Rough { metric: view.metric, words: self.codes.get(slot)?, inv_norm: 0, coded })
         } else {
             view.query(slot).as_ref().map(Rough::from)
         }
@@ -351,8 +350,8 @@ impl Hnsw {
         hops: &mut u64,
     ) -> Option<Near> {
         let entry = self.entry?;
-        let (words, terms) = self.row(view, entry, query.coded)?;
-        let mut near = (meter.rough_one(query, words, terms), entry);
+        let (words, inv_norm) = self.row(view, entry, query.coded)?;
+        let mut near = (meter.rough_one(query, words, inv_norm), entry);
         let mut layer = self.top;
         while layer > to {
             near = self.greedy(view, query, meter, near, layer, hops);
@@ -381,10 +380,10 @@ impl Hnsw {
             loop {
                 let next = links.next();
                 if let Some(n) = next.filter(|n| self.passable(**n)) {
-                    if let (Some((words, terms)), Some(id)) =
+                    if let (Some((words, inv_norm)), Some(id)) =
                         (self.row(view, *n, query.coded), ids.get_mut(batch.len()))
                     {
-                        if batch.push(words, terms) {
+                        if batch.push(words, inv_norm) {
                             mem::prefetch(words);
                             *id = *n;
                         }
@@ -451,14 +450,17 @@ impl Hnsw {
                 return Ok(false);
             }
             *hops = hops.wrapping_add(1);
+            if let Some(next) = walk.candidates.peek() {
+                mem::prefetch(self.list(unpack(!*next).1, layer));
+            }
             let mut links = self.links(slot, layer).iter();
             loop {
                 let next = links.next();
                 if let Some(n) = next.filter(|n| self.passable(**n) && marks.visit(**n)) {
-                    if let (Some((words, terms)), Some(id)) =
+                    if let (Some((words, inv_norm)), Some(id)) =
                         (self.row(view, *n, query.coded), ids.get_mut(batch.len()))
                     {
-                        if batch.push(words, terms) {
+                        if batch.push(words, inv_norm) {
                             mem::prefetch(words);
                             *id = *n;
                         }
@@ -474,6 +476,9 @@ impl Hnsw {
                         let role = admit(marks, *id, key)?;
                         let near = pack((key, *id));
                         if role != Role::Nothing {
+                            if walk.candidates.peek().is_none_or(|top| !near > *top) {
+                                mem::prefetch(self.list(*id, layer));
+                            }
                             walk.candidates.push(!near)?;
                         }
                         if role == Role::Result {
@@ -514,6 +519,9 @@ impl Hnsw {
         let Some(start) = self.descend(view, query, meter, 0, hops) else { return Ok(true) };
         let give_up = Cell::new(false);
         let mut admit = |marks: &mut Marks, slot: u32, _: u32| -> Step<Role> {
+            if !gate.is_filter() {
+                return Ok(if self.state(slot) == LIVE { Role::Result } else { Role::Way });
+            }
             give_up.set(gate.needed(probe.ef).saturating_mul(DISTANCES_PER_RESULT) > probe.limit);
             match view.store.head(slot as usize) {
                 Some(head) if self.state(slot) == LIVE && is_live(head) && gate.pass(marks, slot, head)? => {
@@ -636,8 +644,8 @@ impl Index for Hnsw {
         let mut query = Rough::from(probe.query);
         if self.coded() {
             mem::resize(&mut codes, code_words(view.store.dim()), 0)?;
-            let c = meter.kernels().encode(probe.query, &mut codes);
-            query = Rough { metric: view.metric, words: &codes, terms: c.terms, sum: c.sum, coded: true };
+            meter.kernels().encode(probe.query, &mut codes);
+            query = Rough { metric: view.metric, words: &codes, inv_norm: 0, coded: true };
         }
         let done = self.search_base(view, probe, &query, meter, gate, s, hops);
         s.walk.query = codes;
