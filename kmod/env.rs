@@ -5,7 +5,7 @@
 use crate::bindings as c;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
-use vexfs_core::dist::{Batch, Distance, Native, Norm, Query, Rough, BATCH, SCALAR};
+use vexfs_core::dist::{Batch, Distance, Native, Norm, Pairs, Query, Rough, BATCH, SCALAR};
 use vexfs_core::env::Env;
 use vexfs_core::op::Time;
 use vexfs_core::Error;
@@ -101,6 +101,16 @@ impl Distance for Fpu {
         // SAFETY: ends the section above.
         unsafe { c::vexfs_fpu_end() };
         resched();
+        r
+    }
+
+    fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool {
+        let native = native();
+        // SAFETY: as in `many`.
+        unsafe { c::vexfs_fpu_begin() };
+        let r = native.apart(pairs, near, far, times);
+        // SAFETY: ends the section above.
+        unsafe { c::vexfs_fpu_end() };
         r
     }
 

@@ -158,6 +158,29 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Rough keys and true ones of the same vectors.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    roughs: [u32; BATCH],
+    keys: [u64; BATCH],
+    len: usize,
+}
+
+impl Pairs {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a pair, if there is room.
+    pub fn push(&mut self, rough: u32, key: u64) {
+        if let (Some(r), Some(k)) = (self.roughs.get_mut(self.len), self.keys.get_mut(self.len)) {
+            (*r, *k) = (rough, key);
+            self.len = self.len.wrapping_add(1);
+        }
+    }
+}
+
 /// Distance kernels, as the driver supplies them in `Env::distance`. Every implementation gives the same
 /// keys; a kernel module wraps [`Native`] in FPU sections.
 pub trait Distance: Sync + Send {
@@ -174,6 +197,10 @@ pub trait Distance: Sync + Send {
     /// Makes the codes of a vector; `codes` has [`code_words`] words, else nothing is done. True: they are a poor likeness,
     /// because a few elements are far larger than the rest.
     fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool;
+
+    /// Whether codes tell these vectors apart: the rough key `far` lies behind the key `near` by more than `times` the mean
+    /// error of the rough keys in `pairs`, which have the true ones beside them.
+    fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool;
 
     /// Examines a vector: [`Error::BadVector`] if it may not be stored (NaN, infinity, or a squared norm
     /// that f32 cannot hold as a normal number).
@@ -280,6 +307,13 @@ impl Distance for Native {
         let (metric, words, to) = (query.metric as u32, query.words.as_ptr(), codes.as_mut_ptr().cast());
         // SAFETY: `dim` elements to read, room for `len` codes and the terms, in words.
         unsafe { vexfs_fp::vexfs_fp_encode(metric, words, dim, query.inv_norm, to, len) != 0 }
+    }
+
+    fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool {
+        // SAFETY: both arrays hold `len` values and more.
+        unsafe {
+            vexfs_fp::vexfs_fp_apart(pairs.roughs.as_ptr(), pairs.keys.as_ptr(), pairs.len, near, far, times) != 0
+        }
     }
 
     fn check(&self, words: &[u32]) -> Result<Norm, Error> {

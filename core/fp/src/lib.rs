@@ -276,6 +276,24 @@ pub unsafe extern "C" fn vexfs_fp_encode(
     }
 }
 
+/// Whether distances as codes tell these vectors apart: 1 if the rough key `far` lies behind the key `near` by more than
+/// `times` the mean error of `n` rough keys, whose true ones are in `keys`.
+///
+/// # Safety
+/// `roughs` and `keys` hold `n` values each. In a kernel: inside an FPU section.
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_apart(
+    roughs: *const u32,
+    keys: *const u64,
+    n: usize,
+    near: u64,
+    far: u32,
+    times: u32,
+) -> u32 {
+    // SAFETY: the caller promises the pointers.
+    unsafe { rough::apart(roughs, keys, n, near, far, times) }
+}
+
 /// Examines a vector that may be stored or searched for. Acceptable means: all elements are finite, and the
 /// squared norm, rounded to f32, is finite and normal, or all elements are zero. (In f64 no squared norm of
 /// f32 elements could be anything else, so the rule is about what f32 programs could compute with.)

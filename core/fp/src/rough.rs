@@ -150,3 +150,22 @@ pub(crate) unsafe fn encode(metric: u32, words: *const u32, dim: usize, inv: u64
         coarse: u32::from(coarse && most != 0.0),
     }
 }
+
+/// See [`crate::vexfs_fp_apart`].
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn apart(roughs: *const u32, keys: *const u64, n: usize, near: u64, far: u32, times: u32) -> u32 {
+    let single = |k: u32| f64::from(f32::from_bits(if k >> 31 != 0 { k ^ 1 << 31 } else { !k }));
+    let double = |k: u64| f64::from_bits(if k >> 63 != 0 { k ^ 1 << 63 } else { !k });
+    let mut error = 0.0;
+    let mut i = 0;
+    while i < n {
+        // SAFETY: `i < n`.
+        let (rough, key) = unsafe { (*roughs.add(i), *keys.add(i)) };
+        error += (single(rough) - double(key)).abs();
+        i += 1;
+    }
+    // False with a NaN, and if both sides are 0.
+    u32::from((single(far) - double(near)) * n as f64 > f64::from(times) * error)
+}

@@ -48,12 +48,15 @@ pub type Near = (u64, u32);
 pub struct Marks {
     marks: Vec<u32>,
     epoch: u32,
+    /// The bit of visits: a search may go over the graph twice.
+    visited: u32,
 }
 
 const VISITED: u32 = 1;
 const KNOWN: u32 = 2;
 const ACCEPTED: u32 = 4;
-const EPOCH: u32 = 8;
+const VISITED_AGAIN: u32 = 8;
+const EPOCH: u32 = 16;
 
 impl Marks {
     /// No marks, for slots below `slots`.
@@ -61,6 +64,7 @@ impl Marks {
         if self.marks.len() < slots {
             mem::resize(&mut self.marks, slots, 0)?;
         }
+        self.visited = VISITED;
         match self.epoch.checked_add(EPOCH) {
             Some(e) => self.epoch = e,
             None => {
@@ -69,6 +73,11 @@ impl Marks {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the visits, once, but not what `accept` said.
+    pub(crate) fn again(&mut self) {
+        self.visited = VISITED_AGAIN;
     }
 
     fn mark(&mut self, slot: u32) -> Option<&mut u32> {
@@ -82,9 +91,10 @@ impl Marks {
 
     /// Notes a visit; false if it was visited before (or is beyond the slots).
     pub fn visit(&mut self, slot: u32) -> bool {
+        let visited = self.visited;
         match self.mark(slot) {
-            Some(m) if *m & VISITED == 0 => {
-                *m |= VISITED;
+            Some(m) if *m & visited == 0 => {
+                *m |= visited;
                 true
             }
             _ => false,
@@ -111,7 +121,7 @@ impl Scratch {
     /// Without memory yet.
     pub const fn new() -> Scratch {
         Scratch {
-            marks: Marks { marks: Vec::new(), epoch: 0 },
+            marks: Marks { marks: Vec::new(), epoch: 0, visited: VISITED },
             found: Heap::new(),
             walk: hnsw::Walk::new(),
             best: Best::new(),

@@ -16,7 +16,7 @@ pub(crate) use build::Select;
 pub use encode::{GraphHead, GraphNode};
 
 use super::{is_live, Gate, Heap, Index, IndexInfo, Inserted, Marks, Probe, Rows, Scratch, Table, View};
-use crate::dist::{code_words, Batch, Meter, Query, Rough, BATCH};
+use crate::dist::{code_words, Batch, Meter, Pairs, Rough, BATCH};
 use crate::error::{Error, Step};
 use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
@@ -43,18 +43,21 @@ pub(crate) struct Walk {
     candidates: Heap<u64>,
     /// The nearest, as a max-heap.
     found: Heap<u64>,
+    /// Those of them that were measured with the canonical kernel.
+    exact: Vec<super::Near>,
     /// Codes of the query.
     query: Vec<u32>,
 }
 
 impl Walk {
     pub(crate) const fn new() -> Walk {
-        Walk { candidates: Heap::new(), found: Heap::new(), query: Vec::new() }
+        Walk { candidates: Heap::new(), found: Heap::new(), exact: Vec::new(), query: Vec::new() }
     }
 
     pub(crate) fn memory(&self) -> usize {
         let heaps = self.candidates.memory().saturating_add(self.found.memory());
-        heaps.saturating_add(self.query.capacity().saturating_mul(4))
+        let exact = self.exact.capacity().saturating_mul(core::mem::size_of::<super::Near>());
+        heaps.saturating_add(exact).saturating_add(self.query.capacity().saturating_mul(4))
     }
 }
 
@@ -76,6 +79,10 @@ const DISTANCES_PER_RESULT: u64 = 10;
 const COARSE_PART: u64 = 16;
 /// At least so many candidates more than results are measured with the canonical kernel.
 const RERANK_MORE: usize = 10;
+/// Candidates found by codes are measured until the next is farther than the results by so many mean errors.
+const ERRORS_AHEAD: u32 = 2;
+/// Codes are of no use where the farthest candidate is not farther than the nearest by so many mean errors.
+const ERRORS_SPREAD: u32 = 4;
 /// Fewest tombstones that start a consolidation.
 const TOMBS_MIN: u64 = 16;
 
@@ -534,42 +541,88 @@ impl Hnsw {
         self.search_layer(view, query, meter, marks, walk, start, probe.ef, 0, &give_up, hops, &mut admit)
     }
 
-    /// Measures the nearest `most` of what was found with the canonical kernel, into `found`.
+    /// Measures the nearest `most` of what was found with the canonical kernel, into `found`. If it was found by codes: more,
+    /// until the rest is farther than the results by more than codes err. False: codes do not tell these vectors apart.
+    #[allow(clippy::too_many_arguments)] // the state of one search
     #[inline(never)] // keeps stack frames small
     fn rerank(
         &self,
         view: &View<'_>,
-        query: &Query<'_>,
+        probe: &Probe<'_, '_>,
         meter: &mut Meter<'_>,
         walk: &mut Walk,
         most: usize,
+        coded: bool,
         found: &mut Heap<super::Near>,
-    ) -> Result<(), NoMemory> {
-        let mut batch = Batch::new(view.store.dim());
-        let mut ids = [0u32; BATCH];
-        let mut keys = [u64::MAX; BATCH];
-        let mut near = walk.found.sorted().iter().take(most);
-        loop {
-            let next = near.next().map(|x| unpack(*x).1);
-            if let Some(slot) = next {
-                if let (Some((words, inv_norm)), Some(id)) = (view.row(slot), ids.get_mut(batch.len())) {
-                    if batch.push(words, inv_norm) {
-                        mem::prefetch(words);
-                        *id = slot;
-                    }
+    ) -> Result<bool, NoMemory> {
+        walk.exact.clear();
+        let mut pairs = Pairs::default();
+        let mut rest = walk.found.sorted();
+        let many = rest.len() >= probe.k.saturating_mul(2);
+        let last = rest.last().map_or(0, |x| unpack(*x).0);
+        while let Some(ahead) = rest.first().map(|x| unpack(*x).0) {
+            let done = walk.exact.len();
+            let mut n = BATCH;
+            if done < most {
+                n = n.min(most.wrapping_sub(done));
+            } else if !coded {
+                break;
+            } else {
+                mem::sort_by(&mut walk.exact, |a, b| a < b);
+                let worst = probe.k.checked_sub(1).and_then(|k| walk.exact.get(k));
+                if worst.is_none_or(|w| meter.kernels().apart(&pairs, w.0, ahead, ERRORS_AHEAD)) {
+                    break;
                 }
             }
-            if batch.is_full() || next.is_none() {
-                meter.many(query, &batch, &mut keys);
-                for (id, key) in ids.iter().zip(keys).take(batch.len()) {
-                    found.push((key, *id))?;
+            let (some, others) = rest.split_at_checked(n.min(rest.len())).unwrap_or((rest, &[]));
+            rest = others;
+            self.remeasure(view, probe, meter, some, &mut pairs, &mut walk.exact)?;
+            if done == 0 && coded && many {
+                let first = walk.exact.iter().min().map_or(u64::MAX, |x| x.0);
+                if !meter.kernels().apart(&pairs, first, last, ERRORS_SPREAD) {
+                    return Ok(false);
                 }
-                batch.clear();
-            }
-            if next.is_none() {
-                return Ok(());
             }
         }
+        found.clear();
+        for near in &walk.exact {
+            found.push(*near)?;
+        }
+        Ok(true)
+    }
+
+    /// Measures a batch with the canonical kernel; notes the rough keys beside the true ones if there are none yet.
+    #[inline(never)] // keeps stack frames small
+    fn remeasure(
+        &self,
+        view: &View<'_>,
+        probe: &Probe<'_, '_>,
+        meter: &mut Meter<'_>,
+        some: &[u64],
+        pairs: &mut Pairs,
+        exact: &mut Vec<super::Near>,
+    ) -> Result<(), NoMemory> {
+        let mut batch = Batch::new(view.store.dim());
+        let mut near = [(0, 0); BATCH];
+        let mut keys = [u64::MAX; BATCH];
+        for x in some {
+            let (rough, slot) = unpack(*x);
+            if let (Some((words, inv_norm)), Some(place)) = (view.row(slot), near.get_mut(batch.len())) {
+                if batch.push(words, inv_norm) {
+                    mem::prefetch(words);
+                    *place = (rough, slot);
+                }
+            }
+        }
+        meter.many(probe.query, &batch, &mut keys);
+        let first = pairs.is_empty();
+        for ((rough, slot), key) in near.iter().zip(keys).take(batch.len()) {
+            mem::push(exact, (key, *slot))?;
+            if first {
+                pairs.push(*rough, key);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -639,21 +692,26 @@ impl Index for Hnsw {
         s: &mut Scratch,
         hops: &mut u64,
     ) -> Step<bool> {
-        s.found.clear();
-        let mut codes = core::mem::take(&mut s.walk.query);
-        let mut query = Rough::from(probe.query);
+        let most = probe.k.saturating_mul(2).max(probe.k.saturating_add(RERANK_MORE)).min(probe.ef);
         if self.coded() {
+            let mut codes = core::mem::take(&mut s.walk.query);
             mem::resize(&mut codes, code_words(view.store.dim()), 0)?;
-            meter.kernels().encode(probe.query, &mut codes);
-            query = Rough { metric: view.metric, words: &codes, inv_norm: 0, coded: true };
+            let coarse = meter.kernels().encode(probe.query, &mut codes);
+            let query = Rough { metric: view.metric, words: &codes, inv_norm: 0, coded: true };
+            let done = if coarse { Ok(true) } else { self.search_base(view, probe, &query, meter, gate, s, hops) };
+            s.walk.query = codes;
+            if !done? {
+                return Ok(false);
+            }
+            if !coarse && self.rerank(view, probe, meter, &mut s.walk, most, true, &mut s.found)? {
+                return Ok(true);
+            }
+            s.marks.again();
         }
-        let done = self.search_base(view, probe, &query, meter, gate, s, hops);
-        s.walk.query = codes;
-        if !done? {
+        if !self.search_base(view, probe, &Rough::from(probe.query), meter, gate, s, hops)? {
             return Ok(false);
         }
-        let most = probe.k.saturating_mul(2).max(probe.k.saturating_add(RERANK_MORE)).min(probe.ef);
-        self.rerank(view, probe.query, meter, &mut s.walk, most, &mut s.found)?;
+        self.rerank(view, probe, meter, &mut s.walk, most, false, &mut s.found)?;
         Ok(true)
     }
 
