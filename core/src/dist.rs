@@ -172,6 +172,11 @@ impl Pairs {
         self.len == 0
     }
 
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// Adds a pair, if there is room.
     pub fn push(&mut self, rough: u32, key: u64) {
         if let (Some(r), Some(k)) = (self.roughs.get_mut(self.len), self.keys.get_mut(self.len)) {
@@ -198,8 +203,8 @@ pub trait Distance: Sync + Send {
     /// because a few elements are far larger than the rest.
     fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool;
 
-    /// Whether codes tell these vectors apart: the rough key `far` lies behind the key `near` by more than `times` the mean
-    /// error of the rough keys in `pairs`, which have the true ones beside them.
+    /// Whether the rough key `far` lies behind the key `near` by more than `times` the mean error of the rough keys in
+    /// `pairs`. With 0 for `far`: whether the farthest of the pairs lies so far behind the nearest.
     fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool;
 
     /// Examines a vector: [`Error::BadVector`] if it may not be stored (NaN, infinity, or a squared norm

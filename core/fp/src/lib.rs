@@ -33,9 +33,11 @@
 #[cfg(test)]
 extern crate std;
 
-#[cfg(target_arch = "x86_64")]
+// The kernel's side compiles this crate once more for its soft-float target, for the interface only; there the vector
+// instructions do not exist.
+#[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 mod avx2;
-#[cfg(all(target_arch = "x86_64", vexfs_avx512))]
+#[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
 mod avx512;
 mod rough;
 mod scalar;
@@ -139,13 +141,13 @@ pub unsafe extern "C" fn vexfs_fp_distances(
     n: usize,
     keys: *mut u64,
 ) {
-    #[cfg(all(target_arch = "x86_64", vexfs_avx512))]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
     if path == AVX512 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
         unsafe { avx512::distances(metric, query, inv_norm, dim, rows, n, keys) };
         return;
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
     if path == AVX2 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX2.
         unsafe { avx2::distances(metric, query, inv_norm, dim, rows, n, keys) };
@@ -171,13 +173,13 @@ pub unsafe extern "C" fn vexfs_fp_rough(
     n: usize,
     keys: *mut u32,
 ) {
-    #[cfg(all(target_arch = "x86_64", vexfs_avx512))]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
     if path == AVX512 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
         unsafe { avx512::rough(metric, query, inv_norm, dim, rows, n, keys) };
         return;
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
     if path == AVX2 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX2.
         unsafe { avx2::rough(metric, query, inv_norm, dim, rows, n, keys) };
@@ -204,13 +206,13 @@ pub unsafe extern "C" fn vexfs_fp_bounds(
     n: usize,
     keys: *mut u64,
 ) {
-    #[cfg(all(target_arch = "x86_64", vexfs_avx512))]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
     if path == AVX512 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
         unsafe { avx512::bounds(metric, query, inv_norm, dim, rows, n, keys) };
         return;
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
     if path == AVX2 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX2.
         unsafe { avx2::bounds(metric, query, inv_norm, dim, rows, n, keys) };
@@ -236,13 +238,13 @@ pub unsafe extern "C" fn vexfs_fp_codes(
     n: usize,
     keys: *mut u32,
 ) {
-    #[cfg(all(target_arch = "x86_64", vexfs_avx512))]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
     if path == AVX512 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
         unsafe { avx512::codes(metric, query, len, rows, n, keys) };
         return;
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
     if path == AVX2 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX2.
         unsafe { avx2::codes(metric, query, len, rows, n, keys) };
@@ -276,8 +278,8 @@ pub unsafe extern "C" fn vexfs_fp_encode(
     }
 }
 
-/// Whether distances as codes tell these vectors apart: 1 if the rough key `far` lies behind the key `near` by more than
-/// `times` the mean error of `n` rough keys, whose true ones are in `keys`.
+/// Whether a rough key lies behind a true one by more than `times` the mean error of `n` rough keys, whose true ones are in
+/// `keys`: 1 or 0. Without `far` (0) it is about the farthest of `keys` and the nearest.
 ///
 /// # Safety
 /// `roughs` and `keys` hold `n` values each. In a kernel: inside an FPU section.
@@ -309,11 +311,11 @@ pub unsafe extern "C" fn vexfs_fp_check(words: *const u32, dim: usize, out: *mut
 /// The fastest path that this CPU and operating system can run.
 #[no_mangle]
 pub extern "C" fn vexfs_fp_best() -> u32 {
-    #[cfg(all(target_arch = "x86_64", vexfs_avx512))]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
     if avx512::available() {
         return AVX512;
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
     if avx2::available() {
         return AVX2;
     }

@@ -158,14 +158,17 @@ pub(crate) unsafe fn encode(metric: u32, words: *const u32, dim: usize, inv: u64
 pub(crate) unsafe fn apart(roughs: *const u32, keys: *const u64, n: usize, near: u64, far: u32, times: u32) -> u32 {
     let single = |k: u32| f64::from(f32::from_bits(if k >> 31 != 0 { k ^ 1 << 31 } else { !k }));
     let double = |k: u64| f64::from_bits(if k >> 63 != 0 { k ^ 1 << 63 } else { !k });
-    let mut error = 0.0;
+    let (mut error, mut least, mut most) = (0.0, f64::INFINITY, f64::NEG_INFINITY);
     let mut i = 0;
     while i < n {
         // SAFETY: `i < n`.
-        let (rough, key) = unsafe { (*roughs.add(i), *keys.add(i)) };
-        error += (single(rough) - double(key)).abs();
+        let (rough, key) = unsafe { (single(*roughs.add(i)), double(*keys.add(i))) };
+        error += (rough - key).abs();
+        least = if key < least { key } else { least };
+        most = if key > most { key } else { most };
         i += 1;
     }
+    let width = if far == 0 { most - least } else { single(far) - double(near) };
     // False with a NaN, and if both sides are 0.
-    u32::from((single(far) - double(near)) * n as f64 > f64::from(times) * error)
+    u32::from(width * n as f64 > f64::from(times) * error)
 }

@@ -166,13 +166,10 @@ impl Hnsw {
         Ok(())
     }
 
-    /// Whether codes tell the nearest of `sel.candidates`, which is sorted, from the farthest.
+    /// Whether codes tell the nearest of `sel.candidates`, which is sorted, apart.
     #[inline(never)]
     fn apart(&self, view: &View<'_>, meter: &mut Meter<'_>, sel: &Select, slot: u32) -> bool {
-        let (Some(query), Some(last)) = (view.query(slot), sel.candidates.last()) else { return true };
-        if sel.candidates.len() < BATCH.saturating_mul(2) {
-            return true;
-        }
+        let Some(query) = view.query(slot) else { return true };
         let mut batch = Batch::new(view.store.dim());
         let mut keys = [u64::MAX; BATCH];
         for (_, n) in sel.candidates.iter().take(BATCH) {
@@ -186,8 +183,7 @@ impl Hnsw {
         for ((rough, _), key) in sel.candidates.iter().zip(keys).take(batch.len()) {
             pairs.push(*rough, key);
         }
-        let first = keys.iter().min().copied().unwrap_or(0);
-        meter.kernels().apart(&pairs, first, last.0, super::ERRORS_SPREAD)
+        self.tells_apart(meter, &pairs)
     }
 
     /// Adds the link `from` → `to`; a full list is chosen anew. With `force` it gets in whatever the choice.

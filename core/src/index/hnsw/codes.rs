@@ -4,67 +4,70 @@
 
 use crate::dist::{code_words, Distance, Query};
 use crate::index::{Bits, Rows};
-use crate::mem::NoMemory;
+use crate::mem::{self, NoMemory};
 
 /// With fewer elements the vectors themselves are as fast, and codes too poor.
 const DIM_MIN: usize = 48;
 
-/// Codes by slot.
 #[derive(Debug)]
-pub(super) struct Codes {
-    /// Elements of a vector; 0 until the first is there.
-    dim: usize,
+struct Parts {
     rows: Rows,
     /// Slots whose codes are a poor likeness.
     poor: Bits,
+}
+
+/// Codes by slot, if vectors of this dimension have them.
+#[derive(Debug)]
+pub(super) struct Codes {
+    /// On the heap, so that the graph stays a small value.
+    parts: Option<mem::Box<Parts>>,
     /// Nodes that searches measure whose codes are a poor likeness.
     pub(super) coarse: u64,
 }
 
 impl Codes {
     pub(super) const fn new() -> Codes {
-        Codes { dim: 0, rows: Rows::new(0), poor: Bits::new(), coarse: 0 }
+        Codes { parts: None, coarse: 0 }
     }
 
-    /// Whether vectors of this dimension have codes.
+    /// Whether there are any.
     pub(super) fn exist(&self) -> bool {
-        self.dim >= DIM_MIN
+        self.parts.is_some()
     }
 
     /// Room for slots below `slots`.
+    #[inline(never)] // keeps stack frames small
     pub(super) fn grow(&mut self, dim: usize, slots: usize) -> Result<(), NoMemory> {
-        if self.dim != dim {
-            self.dim = dim;
-            self.rows = Rows::new(code_words(dim));
+        if self.parts.is_none() && dim >= DIM_MIN {
+            self.parts = Some(mem::Box::try_new(Parts { rows: Rows::new(code_words(dim)), poor: Bits::new() })?);
         }
-        if !self.exist() {
-            return Ok(());
-        }
-        self.rows.grow(slots)?;
-        self.poor.grow(slots as u64)
+        let Some(p) = self.parts.as_mut() else { return Ok(()) };
+        p.rows.grow(slots)?;
+        p.poor.grow(slots as u64)
     }
 
     /// Makes the codes of a slot for which there is room.
     pub(super) fn set(&mut self, kernels: &dyn Distance, slot: u32, vector: &Query<'_>) {
-        let Some(row) = self.rows.get_mut(slot as usize) else { return };
+        let Some(p) = self.parts.as_mut() else { return };
+        let Some(row) = p.rows.get_mut(slot as usize) else { return };
         if kernels.encode(vector, row) {
-            self.poor.set(u64::from(slot));
+            p.poor.set(u64::from(slot));
         } else {
-            self.poor.clear(u64::from(slot));
+            p.poor.clear(u64::from(slot));
         }
     }
 
     /// Codes of a slot.
     pub(super) fn get(&self, slot: u32) -> Option<&[u32]> {
-        self.rows.get(slot as usize)
+        self.parts.as_ref()?.rows.get(slot as usize)
     }
 
     /// Whether the slot's codes are a poor likeness.
     pub(super) fn is_coarse(&self, slot: u32) -> bool {
-        self.poor.get(u64::from(slot))
+        self.parts.as_ref().is_some_and(|p| p.poor.get(u64::from(slot)))
     }
 
     pub(super) fn memory(&self) -> usize {
-        self.rows.memory().saturating_add(self.poor.memory())
+        self.parts.as_ref().map_or(0, |p| p.rows.memory().saturating_add(p.poor.memory()))
     }
 }

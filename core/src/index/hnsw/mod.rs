@@ -81,8 +81,10 @@ const COARSE_PART: u64 = 16;
 const RERANK_MORE: usize = 10;
 /// Candidates found by codes are measured until the next is farther than the results by so many mean errors.
 const ERRORS_AHEAD: u32 = 2;
-/// Codes are of no use where the farthest candidate is not farther than the nearest by so many mean errors.
-const ERRORS_SPREAD: u32 = 4;
+/// Codes are of no use where the nearest candidates differ by less than so many mean errors.
+const ERRORS_SPREAD: u32 = 10;
+/// Fewer candidates do not show that.
+const PAIRS_MIN: usize = 10;
 /// Fewest tombstones that start a consolidation.
 const TOMBS_MIN: u64 = 16;
 
@@ -558,8 +560,6 @@ impl Hnsw {
         walk.exact.clear();
         let mut pairs = Pairs::default();
         let mut rest = walk.found.sorted();
-        let many = rest.len() >= probe.k.saturating_mul(2);
-        let last = rest.last().map_or(0, |x| unpack(*x).0);
         while let Some(ahead) = rest.first().map(|x| unpack(*x).0) {
             let done = walk.exact.len();
             let mut n = BATCH;
@@ -577,11 +577,8 @@ impl Hnsw {
             let (some, others) = rest.split_at_checked(n.min(rest.len())).unwrap_or((rest, &[]));
             rest = others;
             self.remeasure(view, probe, meter, some, &mut pairs, &mut walk.exact)?;
-            if done == 0 && coded && many {
-                let first = walk.exact.iter().min().map_or(u64::MAX, |x| x.0);
-                if !meter.kernels().apart(&pairs, first, last, ERRORS_SPREAD) {
-                    return Ok(false);
-                }
+            if done == 0 && coded && !self.tells_apart(meter, &pairs) {
+                return Ok(false);
             }
         }
         found.clear();
@@ -589,6 +586,11 @@ impl Hnsw {
             found.push(*near)?;
         }
         Ok(true)
+    }
+
+    /// Whether codes tell near vectors apart, as far as these pairs show.
+    fn tells_apart(&self, meter: &Meter<'_>, pairs: &Pairs) -> bool {
+        pairs.len() < PAIRS_MIN || meter.kernels().apart(pairs, 0, 0, ERRORS_SPREAD)
     }
 
     /// Measures a batch with the canonical kernel; notes the rough keys beside the true ones if there are none yet.
