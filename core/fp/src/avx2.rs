@@ -6,12 +6,13 @@ use crate::rough::LANES;
 use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
     __cpuid, __cpuid_count, __m128, __m256, __m256d, __m256i, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps,
-    _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepu8_epi16, _mm256_cvtps_pd,
-    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_mul_pd, _mm256_mul_ps,
-    _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_pd,
-    _mm256_sub_epi16, _mm256_sub_pd, _mm256_sub_ps, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32,
-    _mm_cvtss_f32, _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_epi32, _mm_shuffle_ps,
-    _xgetbv, _MM_HINT_T0,
+    _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi16,
+    _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_madd_epi16,
+    _mm256_maskload_ps, _mm256_mul_pd, _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_pd, _mm256_sub_epi16,
+    _mm256_sub_pd, _mm256_sub_ps, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32, _mm_cvtss_f32,
+    _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_epi32, _mm_shuffle_ps, _xgetbv,
+    _MM_HINT_T0,
 };
 
 /// Whether the CPU has AVX2 and the operating system keeps its registers.
@@ -207,31 +208,39 @@ pub(crate) unsafe fn distances(
 /// Four registers of the f32 kernel: lanes 0 to 7, 8 to 15, 16 to 23, 24 to 31.
 type Lanes = [__m256; 4];
 
-/// Adds 32 elements from `q` and `v` to the lanes, and what they weigh to `size` if `ABS`.
-///
-/// # Safety
-/// `q` and `v` hold 32 elements.
+/// Adds a term of eight lanes, and what it weighs to `size` if `ABS`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn step32<const SQUARE: bool, const ABS: bool>(s: &mut Lanes, size: &mut Lanes, q: *const u32, v: *const u32) {
-    // SAFETY: the caller promises the memory; the loads are unaligned.
+unsafe fn step8<const SQUARE: bool, const ABS: bool>(s: &mut __m256, size: &mut __m256, q: __m256, v: __m256) {
+    // SAFETY: registers only.
     #[allow(unused_unsafe)]
     unsafe {
-        let mut i = 0;
-        while i < 4 {
-            let (a, b) = (_mm256_loadu_ps(q.add(8 * i).cast()), _mm256_loadu_ps(v.add(8 * i).cast()));
-            let term = if SQUARE {
-                let d = _mm256_sub_ps(a, b);
-                _mm256_mul_ps(d, d)
-            } else {
-                _mm256_mul_ps(a, b)
-            };
-            s[i] = _mm256_add_ps(s[i], term);
-            if ABS {
-                size[i] = _mm256_add_ps(size[i], _mm256_andnot_ps(_mm256_set1_ps(-0.0), term));
-            }
-            i += 1;
+        let term = if SQUARE {
+            let d = _mm256_sub_ps(q, v);
+            _mm256_mul_ps(d, d)
+        } else {
+            _mm256_mul_ps(q, v)
+        };
+        *s = _mm256_add_ps(*s, term);
+        if ABS {
+            *size = _mm256_add_ps(*size, _mm256_andnot_ps(_mm256_set1_ps(-0.0), term));
         }
+    }
+}
+
+/// The first `n` (at most eight) elements of `p`, zeros behind them.
+///
+/// # Safety
+/// `p` holds `n` elements.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn part(p: *const u32, n: usize) -> __m256 {
+    // SAFETY: the mask leaves out what is behind the end.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let n = if n < 8 { n as i32 } else { 8 };
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        _mm256_maskload_ps(p.cast(), mask)
     }
 }
 
@@ -250,18 +259,6 @@ unsafe fn reduce32(s: Lanes) -> f32 {
     }
 }
 
-/// The last elements (fewer than 32), zeros behind them. A lane is never −0.0, so adding zeros changes none.
-///
-/// # Safety
-/// `p` holds `n < 32` elements.
-#[inline]
-unsafe fn rest(p: *const u32, n: usize) -> [u32; LANES] {
-    let mut out = [0u32; LANES];
-    // SAFETY: the caller promises the memory; `n < 32`.
-    unsafe { core::ptr::copy_nonoverlapping(p, out.as_mut_ptr(), n) };
-    out
-}
-
 /// Sum of the f32 kernel for a row; the second value is 0 unless `ABS`.
 ///
 /// # Safety
@@ -276,12 +273,21 @@ unsafe fn row32<const SQUARE: bool, const ABS: bool>(q: *const u32, v: *const u3
         let (mut s, mut size) = (zero, zero);
         let mut i = 0;
         while dim - i >= LANES {
-            step32::<SQUARE, ABS>(&mut s, &mut size, q.add(i), v.add(i));
+            let mut k = 0;
+            while k < 4 {
+                let (a, b) = (_mm256_loadu_ps(q.add(i + 8 * k).cast()), _mm256_loadu_ps(v.add(i + 8 * k).cast()));
+                step8::<SQUARE, ABS>(&mut s[k], &mut size[k], a, b);
+                k += 1;
+            }
             i += LANES;
         }
-        if i < dim {
-            let (q, v) = (rest(q.add(i), dim - i), rest(v.add(i), dim - i));
-            step32::<SQUARE, ABS>(&mut s, &mut size, q.as_ptr(), v.as_ptr());
+        // A lane is never −0.0, so adding zeros changes none.
+        let mut k = 0;
+        while k < 4 && i < dim {
+            let (a, b) = (part(q.add(i), dim - i), part(v.add(i), dim - i));
+            step8::<SQUARE, ABS>(&mut s[k], &mut size[k], a, b);
+            i += 8;
+            k += 1;
         }
         (reduce32(s), if ABS { reduce32(size) } else { 0.0 })
     }

@@ -133,8 +133,9 @@ pub(crate) unsafe fn encode(metric: u32, words: *const u32, dim: usize, inv: u64
         i += 1;
     }
     while i < len {
+        // Volatile, so that no call of memset is made of it: this crate calls nothing.
         // SAFETY: `i < len`.
-        unsafe { codes.add(i).write(128) };
+        unsafe { codes.add(i).write_volatile(128) };
         i += 1;
     }
     let scale = f64::from(most) / 127.0;

@@ -314,6 +314,7 @@ pub enum AnyIndex {
 
 impl AnyIndex {
     /// An empty index as the schema says; `NotSupported` for a kind that does not exist.
+    #[inline(never)] // keeps stack frames small
     pub fn new(schema: &Schema) -> Result<AnyIndex, Error> {
         match schema.index {
             kind::FLAT => Ok(AnyIndex::Flat(Flat)),

@@ -14,6 +14,8 @@ struct Parts {
     rows: Rows,
     /// Slots whose codes are a poor likeness.
     poor: Bits,
+    /// Nodes that searches measure among them.
+    coarse: u64,
 }
 
 /// Codes by slot, if vectors of this dimension have them.
@@ -21,13 +23,11 @@ struct Parts {
 pub(super) struct Codes {
     /// On the heap, so that the graph stays a small value.
     parts: Option<mem::Box<Parts>>,
-    /// Nodes that searches measure whose codes are a poor likeness.
-    pub(super) coarse: u64,
 }
 
 impl Codes {
     pub(super) const fn new() -> Codes {
-        Codes { parts: None, coarse: 0 }
+        Codes { parts: None }
     }
 
     /// Whether there are any.
@@ -39,7 +39,8 @@ impl Codes {
     #[inline(never)] // keeps stack frames small
     pub(super) fn grow(&mut self, dim: usize, slots: usize) -> Result<(), NoMemory> {
         if self.parts.is_none() && dim >= DIM_MIN {
-            self.parts = Some(mem::Box::try_new(Parts { rows: Rows::new(code_words(dim)), poor: Bits::new() })?);
+            self.parts =
+                Some(mem::Box::try_new(Parts { rows: Rows::new(code_words(dim)), poor: Bits::new(), coarse: 0 })?);
         }
         let Some(p) = self.parts.as_mut() else { return Ok(()) };
         p.rows.grow(slots)?;
@@ -65,6 +66,18 @@ impl Codes {
     /// Whether the slot's codes are a poor likeness.
     pub(super) fn is_coarse(&self, slot: u32) -> bool {
         self.parts.as_ref().is_some_and(|p| p.poor.get(u64::from(slot)))
+    }
+
+    /// A node that searches measure comes (1) or goes (−1).
+    pub(super) fn count(&mut self, slot: u32, by: i64) {
+        if let Some(p) = self.parts.as_mut().filter(|p| p.poor.get(u64::from(slot))) {
+            p.coarse = p.coarse.saturating_add_signed(by);
+        }
+    }
+
+    /// Nodes that searches measure whose codes are a poor likeness.
+    pub(super) fn coarse(&self) -> u64 {
+        self.parts.as_ref().map_or(0, |p| p.coarse)
     }
 
     pub(super) fn memory(&self) -> usize {

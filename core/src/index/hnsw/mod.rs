@@ -215,16 +215,14 @@ impl Hnsw {
         if let Some(n) = self.counts.get_mut(usize::from(state)) {
             *n = n.saturating_add(1);
         }
-        if self.codes.is_coarse(slot) {
-            let measured = |s: u8| u64::from(matches!(s, LIVE | TOMB | DOOMED));
-            self.codes.coarse = self.codes.coarse.saturating_add(measured(state)).saturating_sub(measured(old));
-        }
+        let measured = |s: u8| i64::from(matches!(s, LIVE | TOMB | DOOMED));
+        self.codes.count(slot, measured(state).wrapping_sub(measured(old)));
     }
 
     /// Whether codes are good enough to find by: unless too many of the vectors are such that they are not.
     fn coded(&self) -> bool {
         let nodes = [LIVE, TOMB, DOOMED].iter().fold(0, |n: u64, s| n.saturating_add(self.count(*s)));
-        self.codes.exist() && self.codes.coarse <= nodes / COARSE_PART
+        self.codes.exist() && self.codes.coarse() <= nodes / COARSE_PART
     }
 
     /// What is measured of a node: its codes or its vector.
