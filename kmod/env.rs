@@ -6,7 +6,7 @@ use crate::bindings as c;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use vexfs_core::cluster::Clustering;
-use vexfs_core::dist::{Batch, Distance, Native, Norm, Query, BATCH, SCALAR};
+use vexfs_core::dist::{Batch, Distance, Native, Norm, Pairs, Query, Rough, BATCH, SCALAR};
 use vexfs_core::env::Env;
 use vexfs_core::op::Time;
 use vexfs_core::Error;
@@ -72,6 +72,47 @@ impl Distance for Fpu {
         // SAFETY: ends the section above.
         unsafe { c::vexfs_fpu_end() };
         resched();
+    }
+
+    fn rough(&self, query: &Rough<'_>, batch: &Batch<'_>, keys: &mut [u32; BATCH]) {
+        let native = native();
+        // SAFETY: as in `many`.
+        unsafe { c::vexfs_fpu_begin() };
+        native.rough(query, batch, keys);
+        // SAFETY: ends the section above.
+        unsafe { c::vexfs_fpu_end() };
+        resched();
+    }
+
+    fn bounds(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
+        let native = native();
+        // SAFETY: as in `many`.
+        unsafe { c::vexfs_fpu_begin() };
+        native.bounds(query, batch, keys);
+        // SAFETY: ends the section above.
+        unsafe { c::vexfs_fpu_end() };
+        resched();
+    }
+
+    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool {
+        let native = native();
+        // SAFETY: as in `many`.
+        unsafe { c::vexfs_fpu_begin() };
+        let r = native.encode(query, codes);
+        // SAFETY: ends the section above.
+        unsafe { c::vexfs_fpu_end() };
+        resched();
+        r
+    }
+
+    fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool {
+        let native = native();
+        // SAFETY: as in `many`.
+        unsafe { c::vexfs_fpu_begin() };
+        let r = native.apart(pairs, near, far, times);
+        // SAFETY: ends the section above.
+        unsafe { c::vexfs_fpu_end() };
+        r
     }
 
     fn check(&self, words: &[u32]) -> Result<Norm, Error> {

@@ -4,6 +4,10 @@
 //!
 //! A vector is a slice of f32 bits. A distance is a *key*: the bits of an f64, mapped so that keys compare
 //! as the distances do. All paths of the leaf give the same keys, bit for bit (see `vexfs_fp`).
+//!
+//! For finding there are cheaper *rough* keys of 32 bits ([`Rough`]), from the vectors themselves or from codes of
+//! a byte for each element, and lower bounds of the true keys ([`Distance::bounds`]). They are as reproducible, but
+//! never reported.
 
 use crate::error::Error;
 use core::marker::PhantomData;
@@ -74,6 +78,31 @@ pub struct Query<'a> {
     pub inv_norm: u64,
 }
 
+/// A query for finding: a vector or its codes. What it is measured against is the same of the stored vectors.
+#[derive(Clone, Copy, Debug)]
+pub struct Rough<'a> {
+    /// How to measure.
+    pub metric: Metric,
+    /// f32 bits, or codes.
+    pub words: &'a [u32],
+    /// Of a vector: its inverse norm as in [`Query`].
+    pub inv_norm: u64,
+    /// Whether these are codes.
+    pub coded: bool,
+}
+
+impl<'a> From<&Query<'a>> for Rough<'a> {
+    fn from(q: &Query<'a>) -> Rough<'a> {
+        Rough { metric: q.metric, words: q.words, inv_norm: q.inv_norm, coded: false }
+    }
+}
+
+/// Words of the codes of a vector with `dim` elements, and of what the leaf keeps with them.
+pub const fn code_words(dim: usize) -> usize {
+    // A dimension is at most 65,536.
+    dim.next_multiple_of(vexfs_fp::CODES_ALIGN).wrapping_add(vexfs_fp::TERMS_SIZE) / 4
+}
+
 /// Most rows of a [`Batch`].
 pub const BATCH: usize = 16;
 
@@ -129,6 +158,34 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Rough keys and true ones of the same vectors.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    roughs: [u32; BATCH],
+    keys: [u64; BATCH],
+    len: usize,
+}
+
+impl Pairs {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a pair, if there is room.
+    pub fn push(&mut self, rough: u32, key: u64) {
+        if let (Some(r), Some(k)) = (self.roughs.get_mut(self.len), self.keys.get_mut(self.len)) {
+            (*r, *k) = (rough, key);
+            self.len = self.len.wrapping_add(1);
+        }
+    }
+}
+
 /// Distance kernels, as the driver supplies them in `Env::distance`. Every implementation gives the same
 /// keys; a kernel module wraps [`Native`] in FPU sections.
 pub trait Distance: crate::cluster::Clustering + Sync + Send {
@@ -136,10 +193,27 @@ pub trait Distance: crate::cluster::Clustering + Sync + Send {
     /// Does nothing if the dimensions differ.
     fn many(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]);
 
+    /// Rough keys of the distances from `query` to the vectors or codes of `batch`, as [`many`](Distance::many).
+    fn rough(&self, query: &Rough<'_>, batch: &Batch<'_>, keys: &mut [u32; BATCH]);
+
+    /// Keys that those of [`many`](Distance::many) are not below. The inverse norms have to be right.
+    fn bounds(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]);
+
+    /// Makes the codes of a vector; `codes` has [`code_words`] words, else nothing is done. True: they are a poor likeness,
+    /// because a few elements are far larger than the rest.
+    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool;
+
+    /// Whether the rough key `far` lies behind the key `near` by more than `times` the mean error of the rough keys in
+    /// `pairs`. With 0 for `far`: whether the farthest of the pairs lies so far behind the nearest.
+    fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool;
+
     /// Examines a vector: [`Error::BadVector`] if it may not be stored (NaN, infinity, or a squared norm
     /// that f32 cannot hold as a normal number).
     fn check(&self, words: &[u32]) -> Result<Norm, Error>;
 }
+
+/// Most codes of a vector.
+const CODES_MAX: usize = 65_536;
 
 /// The leaf called directly, where floating point is free to use.
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +241,7 @@ impl Native {
     pub const fn name(&self) -> &'static str {
         match self.path {
             vexfs_fp::AVX2 => "avx2",
+            vexfs_fp::AVX512 => "avx512",
             _ => "scalar",
         }
     }
@@ -193,6 +268,64 @@ impl Distance for Native {
         }
     }
 
+    fn rough(&self, query: &Rough<'_>, batch: &Batch<'_>, keys: &mut [u32; BATCH]) {
+        if query.words.len() != batch.dim {
+            return;
+        }
+        let (words, rows, out) = (query.words.as_ptr(), batch.rows.as_ptr(), keys.as_mut_ptr());
+        let metric = query.metric as u32;
+        if query.coded {
+            let len = batch.dim.wrapping_mul(4).saturating_sub(vexfs_fp::TERMS_SIZE);
+            if len % vexfs_fp::CODES_ALIGN != 0 || len > CODES_MAX || code_words(len) != batch.dim {
+                return;
+            }
+            // SAFETY: as in `many`; a row is codes, a multiple of what the leaf asks for, and terms, and consists of words.
+            unsafe { vexfs_fp::vexfs_fp_codes(self.path, metric, words.cast(), len, rows, batch.len, out) }
+        } else {
+            // SAFETY: as in `many`.
+            unsafe {
+                vexfs_fp::vexfs_fp_rough(self.path, metric, words, query.inv_norm, batch.dim, rows, batch.len, out)
+            }
+        }
+    }
+
+    fn bounds(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
+        if query.words.len() != batch.dim {
+            return;
+        }
+        // SAFETY: as in `many`.
+        unsafe {
+            vexfs_fp::vexfs_fp_bounds(
+                self.path,
+                query.metric as u32,
+                query.words.as_ptr(),
+                query.inv_norm,
+                batch.dim,
+                batch.rows.as_ptr(),
+                batch.len,
+                keys.as_mut_ptr(),
+            )
+        }
+    }
+
+    fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool {
+        let dim = query.words.len();
+        if dim > CODES_MAX || codes.len() != code_words(dim) {
+            return true;
+        }
+        let len = dim.next_multiple_of(vexfs_fp::CODES_ALIGN);
+        let (metric, words, to) = (query.metric as u32, query.words.as_ptr(), codes.as_mut_ptr().cast());
+        // SAFETY: `dim` elements to read, room for `len` codes and the terms, in words.
+        unsafe { vexfs_fp::vexfs_fp_encode(metric, words, dim, query.inv_norm, to, len) != 0 }
+    }
+
+    fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool {
+        // SAFETY: both arrays hold `len` values and more.
+        unsafe {
+            vexfs_fp::vexfs_fp_apart(pairs.roughs.as_ptr(), pairs.keys.as_ptr(), pairs.len, near, far, times) != 0
+        }
+    }
+
     fn check(&self, words: &[u32]) -> Result<Norm, Error> {
         let mut c = vexfs_fp::Checked::default();
         // SAFETY: a slice of `len` elements and a place for the result.
@@ -208,12 +341,16 @@ impl Distance for Native {
 pub static SCALAR: Native = Native::scalar();
 #[cfg(target_arch = "x86_64")]
 static AVX2: Native = Native { path: vexfs_fp::AVX2 };
+#[cfg(target_arch = "x86_64")]
+static AVX512: Native = Native { path: vexfs_fp::AVX512 };
 
 /// The fastest kernels of this CPU, for `Env::distance`.
 pub fn native() -> &'static dyn Distance {
     #[cfg(target_arch = "x86_64")]
-    if vexfs_fp::vexfs_fp_best() == vexfs_fp::AVX2 {
-        return &AVX2;
+    match vexfs_fp::vexfs_fp_best() {
+        vexfs_fp::AVX2 => return &AVX2,
+        vexfs_fp::AVX512 => return &AVX512,
+        _ => {}
     }
     &SCALAR
 }
@@ -251,6 +388,29 @@ impl<'a> Meter<'a> {
     pub fn many(&mut self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
         self.count = self.count.wrapping_add(batch.len as u64);
         self.kernels.many(query, batch, keys);
+    }
+
+    /// Lower bounds of the keys of a batch.
+    pub fn bounds(&mut self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
+        self.count = self.count.wrapping_add(batch.len as u64);
+        self.kernels.bounds(query, batch, keys);
+    }
+
+    /// The rough keys of a batch.
+    pub fn rough(&mut self, query: &Rough<'_>, batch: &Batch<'_>, keys: &mut [u32; BATCH]) {
+        self.count = self.count.wrapping_add(batch.len as u64);
+        self.kernels.rough(query, batch, keys);
+    }
+
+    /// The rough key of one vector; the largest key if the lengths differ.
+    pub fn rough_one(&mut self, query: &Rough<'_>, words: &[u32], inv_norm: u64) -> u32 {
+        let mut batch = Batch::new(query.words.len());
+        let mut keys = [u32::MAX; BATCH];
+        if batch.push(words, inv_norm) {
+            self.rough(query, &batch, &mut keys);
+        }
+        let [first, ..] = keys;
+        first
     }
 
     /// The key of one vector; the largest key if the dimensions differ.

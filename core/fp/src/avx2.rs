@@ -2,10 +2,17 @@
 //! The canonical kernel with AVX2: lanes 0 to 3 and 4 to 7 in one register each. Multiplications and
 //! additions are separate instructions, so the result equals the scalar path's bit for bit.
 
-use crate::{finish, reduce, Row, L2};
+use crate::rough::LANES;
+use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
-    __cpuid, __cpuid_count, __m128, __m256d, _mm256_add_pd, _mm256_cvtps_pd, _mm256_mul_pd, _mm256_setzero_pd,
-    _mm256_storeu_pd, _mm256_sub_pd, _mm_loadu_ps, _mm_prefetch, _xgetbv, _MM_HINT_T0,
+    __cpuid, __cpuid_count, __m128, __m256, __m256d, __m256i, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps,
+    _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi16,
+    _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_madd_epi16,
+    _mm256_maskload_ps, _mm256_mul_pd, _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_pd, _mm256_sub_epi16,
+    _mm256_sub_pd, _mm256_sub_ps, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32, _mm_cvtss_f32,
+    _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_epi32, _mm_shuffle_ps, _xgetbv,
+    _MM_HINT_T0,
 };
 
 /// Whether the CPU has AVX2 and the operating system keeps its registers.
@@ -129,7 +136,7 @@ unsafe fn pair<const SQUARE: bool>(q: *const u32, a: *const u32, b: *const u32, 
 /// # Safety
 /// None of its own: a prefetch never faults.
 #[inline]
-unsafe fn fetch(p: *const u32, dim: usize) {
+pub(crate) unsafe fn fetch(p: *const u32, dim: usize) {
     let mut i = 0;
     while i < dim && i < 256 {
         // SAFETY: `i < dim`, within the vector.
@@ -194,6 +201,229 @@ pub(crate) unsafe fn distances(
             run::<true>(metric, query, inv_norm, dim, rows, n, keys);
         } else {
             run::<false>(metric, query, inv_norm, dim, rows, n, keys);
+        }
+    }
+}
+
+/// Four registers of the f32 kernel: lanes 0 to 7, 8 to 15, 16 to 23, 24 to 31.
+type Lanes = [__m256; 4];
+
+/// Adds a term of eight lanes, and what it weighs to `size` if `ABS`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn step8<const SQUARE: bool, const ABS: bool>(s: &mut __m256, size: &mut __m256, q: __m256, v: __m256) {
+    // SAFETY: registers only.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let term = if SQUARE {
+            let d = _mm256_sub_ps(q, v);
+            _mm256_mul_ps(d, d)
+        } else {
+            _mm256_mul_ps(q, v)
+        };
+        *s = _mm256_add_ps(*s, term);
+        if ABS {
+            *size = _mm256_add_ps(*size, _mm256_andnot_ps(_mm256_set1_ps(-0.0), term));
+        }
+    }
+}
+
+/// The first `n` (at most eight) elements of `p`, zeros behind them.
+///
+/// # Safety
+/// `p` holds `n` elements.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn part(p: *const u32, n: usize) -> __m256 {
+    // SAFETY: the mask leaves out what is behind the end.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let n = if n < 8 { n as i32 } else { 8 };
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+        _mm256_maskload_ps(p.cast(), mask)
+    }
+}
+
+/// Sums the lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn reduce32(s: Lanes) -> f32 {
+    // SAFETY: registers only.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let [s0, s1, s2, s3] = s;
+        let eight = _mm256_add_ps(_mm256_add_ps(s0, s2), _mm256_add_ps(s1, s3));
+        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// Sum of the f32 kernel for a row; the second value is 0 unless `ABS`.
+///
+/// # Safety
+/// `q` and `v` hold `dim` elements; the CPU has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn row32<const SQUARE: bool, const ABS: bool>(q: *const u32, v: *const u32, dim: usize) -> (f32, f32) {
+    // SAFETY: `i + 32 <= dim` inside the loop.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let zero = [_mm256_setzero_ps(); 4];
+        let (mut s, mut size) = (zero, zero);
+        let mut i = 0;
+        while dim - i >= LANES {
+            let mut k = 0;
+            while k < 4 {
+                let (a, b) = (_mm256_loadu_ps(q.add(i + 8 * k).cast()), _mm256_loadu_ps(v.add(i + 8 * k).cast()));
+                step8::<SQUARE, ABS>(&mut s[k], &mut size[k], a, b);
+                k += 1;
+            }
+            i += LANES;
+        }
+        // A lane is never −0.0, so adding zeros changes none.
+        let mut k = 0;
+        while k < 4 && i < dim {
+            let (a, b) = (part(q.add(i), dim - i), part(v.add(i), dim - i));
+            step8::<SQUARE, ABS>(&mut s[k], &mut size[k], a, b);
+            i += 8;
+            k += 1;
+        }
+        (reduce32(s), if ABS { reduce32(size) } else { 0.0 })
+    }
+}
+
+/// Gives the sums of all rows to `out`: (row number, row, sum, size). One after the other: rows of a scan lie behind each
+/// other, and the processor's own prefetcher wants to see that.
+///
+/// # Safety
+/// As [`distances`].
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn run32<const SQUARE: bool, const ABS: bool>(
+    query: *const u32,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    out: impl Fn(usize, &Row, f32, f32),
+) {
+    let mut r = 0;
+    // SAFETY: row numbers are below `n`.
+    #[allow(unused_unsafe)]
+    unsafe {
+        while r < n {
+            let row = *rows.add(r);
+            let (sum, size) = row32::<SQUARE, ABS>(query, row.words, dim);
+            out(r, &row, sum, size);
+            r += 1;
+        }
+    }
+}
+
+/// See [`crate::vexfs_fp_rough`].
+///
+/// # Safety
+/// As there; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn rough(
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u32,
+) {
+    // SAFETY: the caller's promises; `r < n` in `out`.
+    let out = |r: usize, row: &Row, sum: f32, _: f32| unsafe {
+        keys.add(r).write(rough::finish(metric, sum, inv_norm, row.inv_norm));
+    };
+    // SAFETY: the caller's promises.
+    unsafe {
+        if metric == L2 {
+            run32::<true, false>(query, dim, rows, n, out);
+        } else {
+            run32::<false, false>(query, dim, rows, n, out);
+        }
+    }
+}
+
+/// See [`crate::vexfs_fp_bounds`].
+///
+/// # Safety
+/// As there; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn bounds(
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u64,
+) {
+    // SAFETY: the caller's promises; `r < n` in `out`.
+    let out = |r: usize, row: &Row, sum: f32, size: f32| unsafe {
+        keys.add(r).write(rough::bound(metric, sum, size, dim, inv_norm, row.inv_norm));
+    };
+    // SAFETY: the caller's promises.
+    unsafe {
+        match metric {
+            L2 => run32::<true, false>(query, dim, rows, n, out),
+            IP => run32::<false, true>(query, dim, rows, n, out),
+            _ => run32::<false, false>(query, dim, rows, n, out),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn reduce_i32(s: __m256i) -> i32 {
+    // SAFETY: registers only.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let four = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256::<1>(s));
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+    }
+}
+
+/// See [`crate::vexfs_fp_codes`].
+///
+/// # Safety
+/// As there; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn codes(metric: u32, query: *const u8, len: usize, rows: *const Row, n: usize, keys: *mut u32) {
+    let mut r = 0;
+    // SAFETY: row numbers are below `n`; `i + 16 <= len`, which is a multiple of 16.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let terms = rough::terms(query, len);
+        while r < n {
+            // The last row stands in for those that are not there.
+            let last = n - 1;
+            let at = |k: usize| (*rows.add(if r + k < n { r + k } else { last })).words.cast::<u8>();
+            let v = [at(0), at(1), at(2), at(3)];
+            let mut s = [_mm256_setzero_si256(); 4];
+            let mut i = 0;
+            while i < len {
+                let q = _mm256_cvtepu8_epi16(_mm_loadu_si128(query.add(i).cast()));
+                let q = _mm256_sub_epi16(q, _mm256_set1_epi16(128));
+                let mut k = 0;
+                while k < 4 {
+                    let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(v[k].add(i).cast()));
+                    s[k] = _mm256_add_epi32(s[k], _mm256_madd_epi16(q, x));
+                    k += 1;
+                }
+                i += 16;
+            }
+            let mut k = 0;
+            while k < 4 && r + k < n {
+                let key = rough::finish_codes(metric, reduce_i32(s[k]), terms, rough::terms(v[k], len));
+                keys.add(r + k).write(key);
+                k += 1;
+            }
+            r += 4;
         }
     }
 }

@@ -16,17 +16,31 @@
 //!
 //! In f64 no sum of at most 65,536 terms of f32 can overflow, and products of f32 are exact.
 //!
+//! **The rough kernels** are for finding, not for reporting; every path computes them bit for bit as well.
+//!
+//! - *f32* ([`vexfs_fp_rough`]): element `i` goes to lane `i % 32`; in a lane a multiplication and an addition each,
+//!   rounded to f32; the lanes are summed by adding the upper half onto the lower one until one is left. The end
+//!   (norms) is computed in f64. [`vexfs_fp_bounds`] gives a proven lower bound of the canonical kernel's key with
+//!   it (see `rough::bound`).
+//! - *codes* ([`vexfs_fp_codes`]): an element is the nearest multiple of a 127th of the vector's largest one
+//!   ([`vexfs_fp_encode`]); products of codes are summed exactly in integers.
+//!
 //! **Keys.** A distance leaves the crate as a `u64` that orders as the distances do: the f64's bits with
 //! the sign bit flipped, or all bits if it is negative. −0.0 becomes 0.0, NaN (only from damaged inverse
-//! norms) the largest key.
+//! norms) the largest key. Rough distances leave it as the same of an f32, in a `u32`.
 #![no_std]
 
 #[cfg(test)]
 extern crate std;
 
-#[cfg(target_arch = "x86_64")]
+// The kernel's side compiles this crate once more for its soft-float target, for the interface only; there the vector
+// instructions do not exist.
+#[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
 mod avx2;
+#[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+mod avx512;
 mod cluster;
+mod rough;
 mod scalar;
 
 pub use cluster::*;
@@ -53,6 +67,26 @@ pub struct Checked {
     pub inv_norm: u64,
 }
 
+/// What stands behind the codes of a vector.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Bits of the f32 that a code is multiplied by; under cosine by the inverse norm as well.
+    pub scale: u32,
+    /// Bits of the f32 squared norm of what the codes stand for (l2), else 0.
+    pub norm: u32,
+    /// Sum of the codes.
+    pub sum: i32,
+    /// 1 if the codes are a poor likeness of the vector.
+    pub coarse: u32,
+}
+
+/// Bytes of [`Terms`].
+pub const TERMS_SIZE: usize = 16;
+
+/// The codes of a row, without its terms, are a multiple of so many bytes.
+pub const CODES_ALIGN: usize = 64;
+
 /// Squared Euclidean distance (metric numbers are those of the on-disk format).
 pub const L2: u32 = 1;
 /// 1 − cosine similarity.
@@ -64,6 +98,8 @@ pub const IP: u32 = 3;
 pub const SCALAR: u32 = 0;
 /// Path: AVX2. Only where [`vexfs_fp_best`] gives it.
 pub const AVX2: u32 = 1;
+/// Path: AVX-512 with VNNI, where the compiler has it. Only where [`vexfs_fp_best`] gives it.
+pub const AVX512: u32 = 2;
 
 /// The key of a distance, from the sum over the lanes.
 #[inline(always)]
@@ -108,7 +144,13 @@ pub unsafe extern "C" fn vexfs_fp_distances(
     n: usize,
     keys: *mut u64,
 ) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+    if path == AVX512 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
+        unsafe { avx512::distances(metric, query, inv_norm, dim, rows, n, keys) };
+        return;
+    }
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
     if path == AVX2 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX2.
         unsafe { avx2::distances(metric, query, inv_norm, dim, rows, n, keys) };
@@ -117,6 +159,144 @@ pub unsafe extern "C" fn vexfs_fp_distances(
     let _ = path;
     // SAFETY: the caller promises the pointers.
     unsafe { scalar::distances(metric, query, inv_norm, dim, rows, n, keys) };
+}
+
+/// Rough keys of the distances from `query` to `n` rows of `dim` elements, with the f32 kernel.
+///
+/// # Safety
+/// As [`vexfs_fp_distances`].
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_rough(
+    path: u32,
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u32,
+) {
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+    if path == AVX512 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
+        unsafe { avx512::rough(metric, query, inv_norm, dim, rows, n, keys) };
+        return;
+    }
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+    if path == AVX2 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX2.
+        unsafe { avx2::rough(metric, query, inv_norm, dim, rows, n, keys) };
+        return;
+    }
+    let _ = path;
+    // SAFETY: the caller promises the pointers.
+    unsafe { scalar::rough(metric, query, inv_norm, dim, rows, n, keys) };
+}
+
+/// Keys that those of [`vexfs_fp_distances`] are not below, computed with the f32 kernel. The inverse norms must be
+/// those of the vectors.
+///
+/// # Safety
+/// As [`vexfs_fp_distances`].
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_bounds(
+    path: u32,
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u64,
+) {
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+    if path == AVX512 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
+        unsafe { avx512::bounds(metric, query, inv_norm, dim, rows, n, keys) };
+        return;
+    }
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+    if path == AVX2 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX2.
+        unsafe { avx2::bounds(metric, query, inv_norm, dim, rows, n, keys) };
+        return;
+    }
+    let _ = path;
+    // SAFETY: the caller promises the pointers.
+    unsafe { scalar::bounds(metric, query, inv_norm, dim, rows, n, keys) };
+}
+
+/// Rough keys of the distances from a query to `n` rows, all as codes of `len` bytes with their [`Terms`] behind them.
+///
+/// # Safety
+/// `query` and every row hold `len` readable bytes, a multiple of [`CODES_ALIGN`] and at most 65,536, and terms behind
+/// them, aligned to 4 bytes; the rest as in [`vexfs_fp_distances`].
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_codes(
+    path: u32,
+    metric: u32,
+    query: *const u8,
+    len: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u32,
+) {
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+    if path == AVX512 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
+        unsafe { avx512::codes(metric, query, len, rows, n, keys) };
+        return;
+    }
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+    if path == AVX2 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX2.
+        unsafe { avx2::codes(metric, query, len, rows, n, keys) };
+        return;
+    }
+    let _ = path;
+    // SAFETY: the caller promises the pointers.
+    unsafe { scalar::codes(metric, query, len, rows, n, keys) };
+}
+
+/// Makes the codes of a vector, `len` bytes, and their terms; `inv_norm` as in a [`Row`]. A code is stored 128 too large;
+/// behind the vector's end are zeros, so 128. Gives [`Terms::coarse`].
+///
+/// # Safety
+/// `words` holds `dim` readable u32; `codes` has room for `len >= dim` bytes, a multiple of [`CODES_ALIGN`], and the terms,
+/// and is aligned to 4 bytes. In a kernel: inside an FPU section.
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_encode(
+    metric: u32,
+    words: *const u32,
+    dim: usize,
+    inv_norm: u64,
+    codes: *mut u8,
+    len: usize,
+) -> u32 {
+    // SAFETY: the caller promises the pointers.
+    unsafe {
+        let terms = rough::encode(metric, words, dim, inv_norm, codes, len);
+        codes.add(len).cast::<Terms>().write(terms);
+        terms.coarse
+    }
+}
+
+/// Whether a rough key lies behind a true one by more than `times` the mean error of `n` rough keys, whose true ones are in
+/// `keys`: 1 or 0. Without `far` (0) it is about the farthest of `keys` and the nearest.
+///
+/// # Safety
+/// `roughs` and `keys` hold `n` values each. In a kernel: inside an FPU section.
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_apart(
+    roughs: *const u32,
+    keys: *const u64,
+    n: usize,
+    near: u64,
+    far: u32,
+    times: u32,
+) -> u32 {
+    // SAFETY: the caller promises the pointers.
+    unsafe { rough::apart(roughs, keys, n, near, far, times) }
 }
 
 /// Examines a vector that may be stored or searched for. Acceptable means: all elements are finite, and the
@@ -134,7 +314,11 @@ pub unsafe extern "C" fn vexfs_fp_check(words: *const u32, dim: usize, out: *mut
 /// The fastest path that this CPU and operating system can run.
 #[no_mangle]
 pub extern "C" fn vexfs_fp_best() -> u32 {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+    if avx512::available() {
+        return AVX512;
+    }
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
     if avx2::available() {
         return AVX2;
     }

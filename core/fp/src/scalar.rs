@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The reference: the canonical kernel in portable code. The other paths are tested against it.
 
-use crate::{finish, reduce, Checked, Row, L2};
+use crate::rough::LANES;
+use crate::{finish, reduce, rough, Checked, Row, IP, L2};
 
 fn at(p: *const u32, i: usize) -> f64 {
     // SAFETY: callers stay below the vector's length, which their own caller promised.
@@ -54,6 +55,133 @@ pub(crate) unsafe fn distances(
         };
         // SAFETY: `r < n`.
         unsafe { keys.add(r).write(finish(metric, sum, inv_norm, row.inv_norm)) };
+        r += 1;
+    }
+}
+
+/// Sum over the 32 lanes of the f32 kernel.
+fn lanes32(dim: usize, term: impl Fn(usize) -> f32) -> f32 {
+    let mut s = [0.0f32; LANES];
+    let mut i = 0;
+    while dim - i >= LANES {
+        for (lane, x) in s.iter_mut().enumerate() {
+            *x += term(i + lane);
+        }
+        i += LANES;
+    }
+    for x in &mut s {
+        if i < dim {
+            *x += term(i);
+            i += 1;
+        }
+    }
+    reduce32(s)
+}
+
+/// The fixed order in which the 32 lanes are summed: halves onto each other.
+fn reduce32(s: [f32; LANES]) -> f32 {
+    let mut t = s;
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (low, high) = t.split_at_mut(half);
+        for (a, b) in low.iter_mut().zip(high) {
+            *a += *b;
+        }
+        half /= 2;
+    }
+    let [sum, ..] = t;
+    sum
+}
+
+fn single(p: *const u32, i: usize) -> f32 {
+    // SAFETY: as in `at`.
+    f32::from_bits(unsafe { *p.add(i) })
+}
+
+fn sum32(metric: u32, q: *const u32, v: *const u32, dim: usize) -> f32 {
+    if metric == L2 {
+        lanes32(dim, |i| {
+            let d = single(q, i) - single(v, i);
+            d * d
+        })
+    } else {
+        lanes32(dim, |i| single(q, i) * single(v, i))
+    }
+}
+
+/// See [`crate::vexfs_fp_rough`].
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn rough(
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u32,
+) {
+    let mut r = 0;
+    while r < n {
+        // SAFETY: `r < n`.
+        unsafe {
+            let row = *rows.add(r);
+            let sum = sum32(metric, query, row.words, dim);
+            keys.add(r).write(rough::finish(metric, sum, inv_norm, row.inv_norm));
+        }
+        r += 1;
+    }
+}
+
+/// See [`crate::vexfs_fp_bounds`].
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn bounds(
+    metric: u32,
+    query: *const u32,
+    inv_norm: u64,
+    dim: usize,
+    rows: *const Row,
+    n: usize,
+    keys: *mut u64,
+) {
+    let mut r = 0;
+    while r < n {
+        // SAFETY: `r < n`.
+        unsafe {
+            let row = *rows.add(r);
+            let sum = sum32(metric, query, row.words, dim);
+            let mut size = 0.0;
+            if metric == IP {
+                size = lanes32(dim, |i| (single(query, i) * single(row.words, i)).abs());
+            }
+            keys.add(r).write(rough::bound(metric, sum, size, dim, inv_norm, row.inv_norm));
+        }
+        r += 1;
+    }
+}
+
+/// See [`crate::vexfs_fp_codes`].
+///
+/// # Safety
+/// As there.
+pub(crate) unsafe fn codes(metric: u32, query: *const u8, len: usize, rows: *const Row, n: usize, keys: *mut u32) {
+    let mut r = 0;
+    while r < n {
+        // SAFETY: `r < n`, `i < len`.
+        unsafe {
+            let row = *rows.add(r);
+            let v: *const u8 = row.words.cast();
+            let (mut product, mut i) = (0i32, 0);
+            while i < len {
+                let q = (*query.add(i) ^ 128) as i8;
+                product = product.wrapping_add(i32::from(q) * i32::from(*v.add(i)));
+                i += 1;
+            }
+            keys.add(r).write(rough::finish_codes(metric, product, rough::terms(query, len), rough::terms(v, len)));
+        }
         r += 1;
     }
 }

@@ -39,6 +39,15 @@ impl Best {
         self.heap.is_empty()
     }
 
+    /// The largest key that a record among them could have.
+    pub fn bar(&self) -> u64 {
+        match self.heap.peek() {
+            _ if self.k == 0 => 0,
+            Some((key, ..)) if self.heap.len() >= self.k => self.radius.min(*key),
+            _ => self.radius,
+        }
+    }
+
     /// Whether such a record would be among them.
     pub fn wants(&self, key: u64, id: u64) -> bool {
         if key > self.radius || self.k == 0 {
@@ -70,7 +79,9 @@ impl Best {
     }
 }
 
-/// Measures the slots of `slots` and offers those that pass to `best`.
+/// Measures the slots of `slots` and offers those that pass to `best`. Lower bounds of the distances come first, at a
+/// fraction of the cost; what they do not rule out is measured with the canonical kernel. So the answer is that of the
+/// canonical kernel alone.
 pub fn scan(
     view: &View<'_>,
     query: &Query<'_>,
@@ -80,21 +91,16 @@ pub fn scan(
     marks: &mut Marks,
     best: &mut Best,
 ) -> Step<()> {
-    let mut batch = Batch::new(view.store.dim());
-    let mut ids = [0u32; BATCH];
+    let mut near = Rows::new(view);
     let mut members = slots.iter(0);
     loop {
         let next = members.next();
         if let Some(slot) = next.and_then(|s| u32::try_from(s).ok()) {
-            if let (Some((words, inv_norm)), Some(id)) = (view.row(slot), ids.get_mut(batch.len())) {
-                if batch.push(words, inv_norm) {
-                    *id = slot;
-                }
-            }
+            near.push(view, slot);
         }
-        if batch.is_full() || next.is_none() {
-            settle(view, query, &batch, &ids, meter, gate, marks, best)?;
-            batch.clear();
+        if near.batch.is_full() || next.is_none() {
+            filter(view, query, &near, meter, gate, marks, best)?;
+            near.batch.clear();
         }
         if next.is_none() {
             return Ok(());
@@ -102,20 +108,68 @@ pub fn scan(
     }
 }
 
-#[allow(clippy::too_many_arguments)] // the state of one search, split so that each part is borrowed alone
+/// A batch with the slots of its rows.
+struct Rows<'a> {
+    batch: Batch<'a>,
+    slots: [u32; BATCH],
+}
+
+impl<'a> Rows<'a> {
+    fn new(view: &View<'a>) -> Rows<'a> {
+        Rows { batch: Batch::new(view.store.dim()), slots: [0; BATCH] }
+    }
+
+    fn push(&mut self, view: &View<'a>, slot: u32) {
+        if let (Some((words, inv_norm)), Some(place)) = (view.row(slot), self.slots.get_mut(self.batch.len())) {
+            if self.batch.push(words, inv_norm) {
+                *place = slot;
+            }
+        }
+    }
+}
+
+/// Measures those of `rows` whose lower bound could be among the best.
+#[inline(never)] // keeps stack frames small
+fn filter(
+    view: &View<'_>,
+    query: &Query<'_>,
+    rows: &Rows<'_>,
+    meter: &mut Meter<'_>,
+    gate: &mut Gate<'_, '_>,
+    marks: &mut Marks,
+    best: &mut Best,
+) -> Step<()> {
+    if best.bar() == u64::MAX {
+        // Everything is wanted.
+        return settle(view, query, rows, meter, gate, marks, best);
+    }
+    let mut bounds = [0u64; BATCH];
+    meter.bounds(query, &rows.batch, &mut bounds);
+    if bounds.iter().take(rows.batch.len()).all(|b| *b > best.bar()) {
+        return Ok(());
+    }
+    let mut near = Rows::new(view);
+    for (slot, bound) in rows.slots.iter().zip(bounds).take(rows.batch.len()) {
+        if bound <= best.bar() {
+            near.push(view, *slot);
+        }
+    }
+    settle(view, query, &near, meter, gate, marks, best)
+}
+
+#[inline(never)] // keeps stack frames small
 fn settle(
     view: &View<'_>,
     query: &Query<'_>,
-    batch: &Batch<'_>,
-    ids: &[u32; BATCH],
+    rows: &Rows<'_>,
     meter: &mut Meter<'_>,
     gate: &mut Gate<'_, '_>,
     marks: &mut Marks,
     best: &mut Best,
 ) -> Step<()> {
     let mut keys = [u64::MAX; BATCH];
-    meter.many(query, batch, &mut keys);
-    for (slot, key) in ids.iter().zip(keys).take(batch.len()) {
+    meter.many(query, &rows.batch, &mut keys);
+    for (slot, key) in rows.slots.iter().zip(keys).take(rows.batch.len()) {
         let Some(head) = view.store.head(*slot as usize) else { continue };
         // Measure first, ask the filter last: it may have to read the volume.
         if best.wants(key, head.id) && gate.pass(marks, *slot, head)? {

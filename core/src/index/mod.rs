@@ -58,12 +58,15 @@ pub type Near = (u64, u32);
 pub struct Marks {
     marks: Vec<u32>,
     epoch: u32,
+    /// The bit of visits: a search may go over the graph twice.
+    visited: u32,
 }
 
 const VISITED: u32 = 1;
 const KNOWN: u32 = 2;
 const ACCEPTED: u32 = 4;
-const EPOCH: u32 = 8;
+const VISITED_AGAIN: u32 = 8;
+const EPOCH: u32 = 16;
 
 impl Marks {
     /// No marks, for slots below `slots`.
@@ -71,6 +74,7 @@ impl Marks {
         if self.marks.len() < slots {
             mem::resize(&mut self.marks, slots, 0)?;
         }
+        self.visited = VISITED;
         match self.epoch.checked_add(EPOCH) {
             Some(e) => self.epoch = e,
             None => {
@@ -79,6 +83,11 @@ impl Marks {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the visits, once, but not what `accept` said.
+    pub(crate) fn again(&mut self) {
+        self.visited = VISITED_AGAIN;
     }
 
     fn mark(&mut self, slot: u32) -> Option<&mut u32> {
@@ -92,9 +101,10 @@ impl Marks {
 
     /// Notes a visit; false if it was visited before (or is beyond the slots).
     pub fn visit(&mut self, slot: u32) -> bool {
+        let visited = self.visited;
         match self.mark(slot) {
-            Some(m) if *m & VISITED == 0 => {
-                *m |= VISITED;
+            Some(m) if *m & visited == 0 => {
+                *m |= visited;
                 true
             }
             _ => false,
@@ -107,10 +117,12 @@ impl Marks {
 pub struct Scratch {
     /// Notes about slots.
     pub marks: Marks,
-    /// Candidates to expand, as a min-heap (complement of the key).
+    /// Candidates to look at, as a min-heap (complement of the key).
     pub candidates: Heap<Near>,
     /// What an index found: the nearest on the way, as a max-heap.
     pub found: Heap<Near>,
+    /// The search of a graph.
+    pub(crate) walk: hnsw::Walk,
     /// The answer.
     pub best: Best,
     /// Lists of neighbour selection.
@@ -127,9 +139,10 @@ impl Scratch {
     /// Without memory yet.
     pub const fn new() -> Scratch {
         Scratch {
-            marks: Marks { marks: Vec::new(), epoch: 0 },
+            marks: Marks { marks: Vec::new(), epoch: 0, visited: VISITED },
             candidates: Heap::new(),
             found: Heap::new(),
+            walk: hnsw::Walk::new(),
             best: Best::new(),
             select: hnsw::Select::new(),
             keys: Vec::new(),
@@ -146,6 +159,7 @@ impl Scratch {
             .saturating_mul(4)
             .saturating_add(self.candidates.memory())
             .saturating_add(self.found.memory())
+            .saturating_add(self.walk.memory())
             .saturating_add(self.best.memory())
             .saturating_add(self.select.memory())
             .saturating_add(self.keys.capacity().saturating_mul(4))
@@ -358,6 +372,7 @@ pub enum AnyIndex {
 
 impl AnyIndex {
     /// An empty index as the schema says; `NotSupported` for a kind that does not exist.
+    #[inline(never)] // keeps stack frames small
     pub fn new(schema: &Schema) -> Result<AnyIndex, Error> {
         match schema.index {
             kind::FLAT => Ok(AnyIndex::Flat(Flat)),
@@ -381,7 +396,7 @@ impl AnyIndex {
     ) -> Result<bool, NoMemory> {
         match self {
             AnyIndex::Flat(_) => Ok(true),
-            AnyIndex::Hnsw(h) => h.load(view, version, bytes, bad),
+            AnyIndex::Hnsw(h) => h.load(view, kernels, version, bytes, bad),
             AnyIndex::Ivf(i) => i.load(view, version, bytes, bad),
             AnyIndex::Pq(i) => i.load(view, version, bytes, bad),
             AnyIndex::Lsh(i) => i.load(view, kernels, version, bytes, bad),

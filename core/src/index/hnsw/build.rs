@@ -2,10 +2,10 @@
 //! Insertion: Algorithms 1 and 4 of the paper, as hnswlib carries them out (a new node gets at most M links a
 //! layer; lists on layer 0 hold 2M; discarded candidates are not brought back).
 
-use super::{mix, Hnsw, Role, LIVE};
-use crate::dist::{Batch, Meter, BATCH};
+use super::{mix, unpack, Hnsw, Near, Role, Walk, LIVE};
+use crate::dist::{Batch, Meter, Pairs, BATCH};
 use crate::error::{Error, Step, Stop};
-use crate::index::{is_live, Inserted, Marks, Near, Scratch, View};
+use crate::index::{is_live, Inserted, Marks, Scratch, View};
 use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -13,6 +13,8 @@ use core::cell::Cell;
 /// Lists of neighbour selection, used again.
 #[derive(Debug, Default)]
 pub(crate) struct Select {
+    /// Whether neighbours are chosen by their codes.
+    pub(super) coded: bool,
     /// Candidates by key.
     pub(super) candidates: Vec<Near>,
     /// Those selected, nearest first.
@@ -23,7 +25,7 @@ pub(crate) struct Select {
 
 impl Select {
     pub(crate) const fn new() -> Select {
-        Select { candidates: Vec::new(), kept: Vec::new(), plan: Vec::new() }
+        Select { coded: false, candidates: Vec::new(), kept: Vec::new(), plan: Vec::new() }
     }
 
     pub(crate) fn memory(&self) -> usize {
@@ -70,9 +72,9 @@ impl Hnsw {
         mem::sort_by(&mut sel.candidates, |a, b| a.0 < b.0 || (a.0 == b.0 && rank(a.1) < rank(b.1)));
         sel.kept.clear();
         let all = sel.candidates.len() < m;
-        let own = match view.query(base) {
-            Some(q) if !all => meter.one(&q, q.words, q.inv_norm),
-            _ => u64::MAX,
+        let own = match self.base(view, base, sel.coded) {
+            Some(q) if !all => meter.rough_one(&q, q.words, q.inv_norm),
+            _ => u32::MAX,
         };
         let mut copies = 0usize;
         for (key, slot) in &sel.candidates {
@@ -84,7 +86,7 @@ impl Hnsw {
                 if copies > m / 2 {
                     continue;
                 }
-            } else if !all && self.covered(view, meter, *slot, *key, &sel.kept) {
+            } else if !all && self.covered(view, meter, (*key, *slot), &sel.kept, sel.coded) {
                 continue;
             }
             mem::push(&mut sel.kept, *slot)?;
@@ -94,18 +96,19 @@ impl Hnsw {
 
     /// Whether `slot`, at `key` from the base, is nearer to one that was kept.
     #[inline(never)]
-    fn covered(&self, view: &View<'_>, meter: &mut Meter<'_>, slot: u32, key: u64, kept: &[u32]) -> bool {
-        let Some(query) = view.query(slot) else { return true };
-        let mut batch = Batch::new(view.store.dim());
-        let mut keys = [u64::MAX; BATCH];
+    fn covered(&self, view: &View<'_>, meter: &mut Meter<'_>, near: Near, kept: &[u32], coded: bool) -> bool {
+        let (key, slot) = near;
+        let Some(query) = self.base(view, slot, coded) else { return true };
+        let mut batch = Batch::new(query.words.len());
+        let mut keys = [u32::MAX; BATCH];
         // Small pieces: most candidates are covered by one of the first.
         for some in kept.chunks(4) {
             for other in some {
-                if let Some((words, inv_norm)) = view.row(*other) {
+                if let Some((words, inv_norm)) = self.row(view, *other, query.coded) {
                     batch.push(words, inv_norm);
                 }
             }
-            meter.many(&query, &batch, &mut keys);
+            meter.rough(&query, &batch, &mut keys);
             if keys.iter().take(batch.len()).any(|k| *k < key) {
                 return true;
             }
@@ -125,22 +128,24 @@ impl Hnsw {
         slots: impl Iterator<Item = u32>,
     ) -> Result<(), NoMemory> {
         sel.candidates.clear();
-        let Some(query) = view.query(base) else { return Ok(()) };
-        let mut batch = Batch::new(view.store.dim());
+        let Some(query) = self.base(view, base, sel.coded) else { return Ok(()) };
+        let mut batch = Batch::new(query.words.len());
         let mut ids = [0u32; BATCH];
-        let mut keys = [u64::MAX; BATCH];
+        let mut keys = [u32::MAX; BATCH];
         let mut slots = slots;
         loop {
             let next = slots.next();
             if let Some(n) = next {
-                if let (Some((words, inv_norm)), Some(id)) = (view.row(n), ids.get_mut(batch.len())) {
+                if let (Some((words, inv_norm)), Some(id)) = (self.row(view, n, query.coded), ids.get_mut(batch.len()))
+                {
                     if batch.push(words, inv_norm) {
+                        mem::prefetch(words);
                         *id = n;
                     }
                 }
             }
             if batch.is_full() || next.is_none() {
-                meter.many(&query, &batch, &mut keys);
+                meter.rough(&query, &batch, &mut keys);
                 for (id, key) in ids.iter().zip(keys).take(batch.len()) {
                     mem::push(&mut sel.candidates, (key, *id))?;
                 }
@@ -150,6 +155,35 @@ impl Hnsw {
                 return Ok(());
             }
         }
+    }
+
+    /// What a search found into `sel.candidates`.
+    fn take_found(&self, sel: &mut Select, walk: &Walk) -> Result<(), NoMemory> {
+        sel.candidates.clear();
+        for x in walk.found.items() {
+            mem::push(&mut sel.candidates, unpack(*x))?;
+        }
+        Ok(())
+    }
+
+    /// Whether codes tell the nearest of `sel.candidates`, which is sorted, apart.
+    #[inline(never)]
+    fn apart(&self, view: &View<'_>, meter: &mut Meter<'_>, sel: &Select, slot: u32) -> bool {
+        let Some(query) = view.query(slot) else { return true };
+        let mut batch = Batch::new(view.store.dim());
+        let mut keys = [u64::MAX; BATCH];
+        for (_, n) in sel.candidates.iter().take(BATCH) {
+            if let Some((words, inv_norm)) = view.row(*n) {
+                batch.push(words, inv_norm);
+                mem::prefetch(words);
+            }
+        }
+        meter.many(&query, &batch, &mut keys);
+        let mut pairs = Pairs::default();
+        for ((rough, _), key) in sel.candidates.iter().zip(keys).take(batch.len()) {
+            pairs.push(*rough, key);
+        }
+        self.tells_apart(meter, &pairs)
     }
 
     /// Adds the link `from` → `to`; a full list is chosen anew. With `force` it gets in whatever the choice.
@@ -192,72 +226,31 @@ impl Hnsw {
         slot: u32,
     ) -> Result<Inserted, Error> {
         let head = view.store.head(slot as usize).filter(|h| is_live(h)).ok_or(Error::Invalid)?;
-        let (seq, query) = (head.seq, view.query(slot).ok_or(Error::Invalid)?);
+        let (seq, vector) = (head.seq, view.query(slot).ok_or(Error::Invalid)?);
         if self.state(slot) != super::EMPTY {
             return Ok(if self.finds_seq(slot, seq) { Inserted::Yes } else { Inserted::Later });
         }
         let level = self.draw(seq);
         // All memory first: nothing may fail once the graph changes.
-        self.grow((slot as usize).saturating_add(1))?;
+        self.grow(view, (slot as usize).saturating_add(1))?;
+        self.codes.set(meter.kernels(), slot, &vector);
         let room = usize::from(level).saturating_mul(self.m.saturating_add(1));
         let upper = mem::filled(room, 0u32)?;
         let widest = self.capacity(0).saturating_add(1);
         s.select.reserve(self.ef.max(widest), widest)?;
         s.select.plan.clear();
 
-        let mut hops = 0;
-        let own = meter.one(&query, query.words, query.inv_norm);
-        let mut host = None;
-        let lowest = level.min(self.top);
-        if let Some(mut near) = self.descend(view, &query, meter, lowest, &mut hops) {
-            let mut layer = lowest;
-            loop {
-                s.marks.begin(self.states.len())?;
-                // Copies of the vector beyond a few tell nothing new and would hide what is around them.
-                let mut copies = 0usize;
-                let mut admit = |_: &mut Marks, n: u32, key: u64| -> Step<Role> {
-                    copies = copies.wrapping_add(usize::from(key == own));
-                    Ok(match self.linkable(n) {
-                        _ if key == own && copies > self.capacity(0) => Role::Nothing,
-                        true => Role::Result,
-                        false => Role::Way,
-                    })
-                };
-                self.search_layer(
-                    view,
-                    &query,
-                    meter,
-                    s,
-                    near,
-                    self.ef,
-                    layer,
-                    &Cell::new(false),
-                    &mut hops,
-                    &mut admit,
-                )
-                .map_err(fail)?;
-                let sel = &mut s.select;
-                sel.candidates.clear();
-                mem::extend(&mut sel.candidates, s.found.items())?;
-                self.choose(view, meter, sel, self.m, slot, slot)?;
-                if layer == 0 {
-                    host = self.host(view, meter, sel, slot, own)?;
-                }
-                for n in &sel.kept {
-                    mem::push(&mut sel.plan, (layer, *n))?;
-                }
-                if let Some(nearest) = sel.candidates.first() {
-                    near = *nearest;
-                }
-                match layer.checked_sub(1) {
-                    Some(below) => layer = below,
-                    None => break,
-                }
-            }
-            if s.select.kept.is_empty() {
-                // All that is there is being taken out; a link to it would not last.
-                return Ok(Inserted::Later);
-            }
+        let mut planned = None;
+        if self.coded() && !self.codes.is_coarse(slot) {
+            planned = self.plan(view, meter, s, slot, level, true)?;
+        }
+        if planned.is_none() {
+            planned = self.plan(view, meter, s, slot, level, false)?;
+        }
+        let host = planned.flatten();
+        if self.entry.is_some() && !s.select.plan.iter().any(|p| p.0 == 0) {
+            // All that is there is being taken out; a link to it would not last.
+            return Ok(Inserted::Later);
         }
 
         if let Some(node) = self.nodes.get_mut(slot as usize) {
@@ -288,7 +281,64 @@ impl Hnsw {
         Ok(Inserted::Yes)
     }
 
-    /// If there are copies of the vector of `slot` (key `own`): the one that shall link to it, made one of `sel.kept`.
+    /// Chooses the links of a new node into `s.select.plan`; gives the copy that shall link to it, if there is one. `None`:
+    /// not by codes.
+    #[inline(never)]
+    fn plan(
+        &self,
+        view: &View<'_>,
+        meter: &mut Meter<'_>,
+        s: &mut Scratch,
+        slot: u32,
+        level: u8,
+        coded: bool,
+    ) -> Result<Option<Option<u32>>, Error> {
+        s.select.plan.clear();
+        s.select.coded = coded;
+        let mut hops = 0;
+        let mut host = None;
+        let query = self.base(view, slot, coded).ok_or(Error::Invalid)?;
+        let own = meter.rough_one(&query, query.words, query.inv_norm);
+        let mut layer = level.min(self.top);
+        let Some(mut near) = self.descend(view, &query, meter, layer, &mut hops) else { return Ok(Some(None)) };
+        loop {
+            s.marks.begin(self.states.len())?;
+            // Copies of the vector beyond a few tell nothing new and would hide what is around them.
+            let mut copies = 0usize;
+            let mut admit = |_: &mut Marks, n: u32, key: u32| -> Step<Role> {
+                copies = copies.wrapping_add(usize::from(key == own));
+                Ok(match self.linkable(n) {
+                    _ if key == own && copies > self.capacity(0) => Role::Nothing,
+                    true => Role::Result,
+                    false => Role::Way,
+                })
+            };
+            let (marks, walk, never) = (&mut s.marks, &mut s.walk, Cell::new(false));
+            self.search_layer(view, &query, meter, marks, walk, near, self.ef, layer, &never, &mut hops, &mut admit)
+                .map_err(fail)?;
+            let sel = &mut s.select;
+            self.take_found(sel, &s.walk)?;
+            self.choose(view, meter, sel, self.m, slot, slot)?;
+            if let Some(nearest) = sel.candidates.first() {
+                near = *nearest;
+            }
+            if layer == 0 {
+                if coded && !self.apart(view, meter, sel, slot) {
+                    return Ok(None);
+                }
+                host = self.host(view, meter, sel, slot)?;
+            }
+            for n in &sel.kept {
+                mem::push(&mut sel.plan, (layer, *n))?;
+            }
+            match layer.checked_sub(1) {
+                Some(below) => layer = below,
+                None => return Ok(Some(host)),
+            }
+        }
+    }
+
+    /// If there are copies of the vector of `slot`: the one that shall link to it, made one of `sel.kept`.
     /// It is found by walking from copy to copy, at random, to one with room for a further copy. So copies form a tree,
     /// and however many there are, each can be reached.
     fn host(
@@ -297,10 +347,10 @@ impl Hnsw {
         meter: &mut Meter<'_>,
         sel: &mut Select,
         slot: u32,
-        own: u64,
     ) -> Result<Option<u32>, NoMemory> {
+        let Some(query) = self.base(view, slot, sel.coded) else { return Ok(None) };
+        let own = meter.rough_one(&query, query.words, query.inv_norm);
         let Some(nearest) = sel.candidates.iter().find(|c| c.0 == own).map(|c| c.1) else { return Ok(None) };
-        let first = sel.candidates.first().copied();
         let mut host = nearest;
         for step in 0..WALK_MAX {
             let links = self.links(host, 0).iter().copied().filter(|n| self.linkable(*n));
@@ -312,11 +362,6 @@ impl Hnsw {
                 Some(next) if copies >= self.m => host = next.1,
                 _ => break,
             }
-        }
-        // What the caller goes on from.
-        sel.candidates.clear();
-        if let Some(c) = first {
-            mem::push(&mut sel.candidates, c)?;
         }
         if !sel.kept.contains(&host) {
             let full = sel.kept.len() >= self.m;
@@ -342,11 +387,12 @@ impl Hnsw {
         slot: u32,
         admit: impl Fn(&Hnsw, u32) -> bool,
     ) -> Result<(), Error> {
-        let query = view.query(slot).ok_or(Error::Invalid)?;
+        s.select.coded = false;
+        let query = self.base(view, slot, false).ok_or(Error::Invalid)?;
         let widest = self.capacity(0).saturating_add(1);
         s.select.reserve(self.ef.max(widest), widest)?;
         let mut hops = 0;
-        let mut good = |_: &mut Marks, n: u32, _: u64| -> Step<Role> {
+        let mut good = |_: &mut Marks, n: u32, _: u32| -> Step<Role> {
             let fit = n != slot && self.linkable(n) && admit(self, n);
             Ok(if fit { Role::Result } else { Role::Way })
         };
@@ -354,15 +400,27 @@ impl Hnsw {
         for to in [0, self.top] {
             let Some(near) = self.descend(view, &query, meter, to, &mut hops) else { return Ok(()) };
             s.marks.begin(self.states.len())?;
-            self.search_layer(view, &query, meter, s, near, self.ef, 0, &Cell::new(false), &mut hops, &mut good)
-                .map_err(fail)?;
-            if !s.found.is_empty() {
+            let (marks, walk) = (&mut s.marks, &mut s.walk);
+            self.search_layer(
+                view,
+                &query,
+                meter,
+                marks,
+                walk,
+                near,
+                self.ef,
+                0,
+                &Cell::new(false),
+                &mut hops,
+                &mut good,
+            )
+            .map_err(fail)?;
+            if !s.walk.found.is_empty() {
                 break;
             }
         }
         let sel = &mut s.select;
-        sel.candidates.clear();
-        mem::extend(&mut sel.candidates, s.found.items())?;
+        self.take_found(sel, &s.walk)?;
         self.choose(view, meter, sel, self.m, slot, slot)?;
         sel.plan.clear();
         for n in &sel.kept {

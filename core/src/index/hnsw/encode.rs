@@ -4,6 +4,7 @@
 //! Loading believes nothing: any inconsistency means that the graph is built again from the vectors.
 
 use super::{Hnsw, Node, DOOMED, DOOMED_STALE, EMPTY, LEVEL_MAX, LIVE, STALE, TOMB};
+use crate::dist::Distance;
 use crate::format::layout::layout;
 use crate::format::Wire;
 use crate::index::{is_live, Bits, Marks, View};
@@ -118,12 +119,13 @@ impl Hnsw {
     pub(in crate::index) fn load(
         &mut self,
         view: &View<'_>,
+        kernels: &dyn Distance,
         version: u32,
         bytes: &[u8],
         bad: &Bits,
     ) -> Result<bool, NoMemory> {
         let mut fresh = Hnsw::new(self.m as u32, self.ef as u32, self.seed);
-        let good = version == VERSION && fresh.read(view, bytes, bad)?.is_some() && fresh.sound()?;
+        let good = version == VERSION && fresh.read(view, kernels, bytes, bad)?.is_some() && fresh.sound()?;
         // A graph of which most is gone is cheaper to build than to mend.
         let worth = fresh.count(STALE) <= fresh.count(LIVE);
         if !good || !worth {
@@ -138,18 +140,24 @@ impl Hnsw {
     }
 
     /// Reads head and nodes; `None` if they make no sense in themselves.
-    fn read(&mut self, view: &View<'_>, bytes: &[u8], bad: &Bits) -> Result<Option<()>, NoMemory> {
+    fn read(
+        &mut self,
+        view: &View<'_>,
+        kernels: &dyn Distance,
+        bytes: &[u8],
+        bad: &Bits,
+    ) -> Result<Option<()>, NoMemory> {
         let Some(head) = GraphHead::parse(bytes) else { return Ok(None) };
         let want = GraphHead { top: head.top, nodes: head.nodes, entry: head.entry, ..self.head(view) };
         let slots = view.store.len();
         if head != want || head.nodes > slots as u64 || (head.nodes == 0) != (head.entry == NO_ENTRY) {
             return Ok(None);
         }
-        self.grow(slots)?;
+        self.grow(view, slots)?;
         let mut r = Reader { bytes, at: GraphHead::SIZE };
         let mut least = 0u32;
         for _ in 0..head.nodes {
-            match self.read_node(view, &mut r, least, bad)? {
+            match self.read_node(view, kernels, &mut r, least, bad)? {
                 Some(slot) => least = slot.saturating_add(1),
                 None => return Ok(None),
             }
@@ -172,6 +180,7 @@ impl Hnsw {
     fn read_node(
         &mut self,
         view: &View<'_>,
+        kernels: &dyn Distance,
         r: &mut Reader<'_>,
         least: u32,
         bad: &Bits,
@@ -201,6 +210,9 @@ impl Hnsw {
         }
         if let Some(l) = self.levels.get_mut(slot as usize) {
             *l = level;
+        }
+        if let Some(vector) = view.query(slot).filter(|_| state != STALE) {
+            self.codes.set(kernels, slot, &vector);
         }
         self.set_state(slot, state);
         for layer in 0..=level {

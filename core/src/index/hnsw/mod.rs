@@ -8,19 +8,58 @@
 //! (`sweep`) takes both out and reconnects their neighbours.
 
 mod build;
+mod codes;
 mod encode;
 mod sweep;
 
 pub(crate) use build::Select;
 pub use encode::{GraphHead, GraphNode};
 
-use super::{is_live, Gate, Index, IndexInfo, Inserted, Marks, Near, Probe, Rows, Scratch, Table, View};
-use crate::dist::{Batch, Meter, Query, BATCH};
+use super::{is_live, Gate, Heap, Index, IndexInfo, Inserted, Marks, Probe, Rows, Scratch, Table, View};
+use crate::dist::{code_words, Batch, Meter, Pairs, Rough, BATCH};
 use crate::error::{Error, Step};
 use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
+use codes::Codes;
 use core::cell::Cell;
 use sweep::Sweep;
+
+/// A candidate of the graph: rough key of the distance, slot.
+type Near = (u32, u32);
+
+/// A candidate as one number that orders as the pair does.
+fn pack(near: Near) -> u64 {
+    u64::from(near.0) << 32 | u64::from(near.1)
+}
+
+fn unpack(x: u64) -> Near {
+    ((x >> 32) as u32, x as u32)
+}
+
+/// Memory of a search.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    /// Candidates to expand, as a min-heap (complements).
+    candidates: Heap<u64>,
+    /// The nearest, as a max-heap.
+    found: Heap<u64>,
+    /// Those of them that were measured with the canonical kernel.
+    exact: Vec<super::Near>,
+    /// Codes of the query.
+    query: Vec<u32>,
+}
+
+impl Walk {
+    pub(crate) const fn new() -> Walk {
+        Walk { candidates: Heap::new(), found: Heap::new(), exact: Vec::new(), query: Vec::new() }
+    }
+
+    pub(crate) fn memory(&self) -> usize {
+        let heaps = self.candidates.memory().saturating_add(self.found.memory());
+        let exact = self.exact.capacity().saturating_mul(core::mem::size_of::<super::Near>());
+        heaps.saturating_add(exact).saturating_add(self.query.capacity().saturating_mul(4))
+    }
+}
 
 /// Links per node and layer if the schema says 0.
 pub const M_DEFAULT: u32 = 16;
@@ -36,6 +75,16 @@ pub const EF_MAX: u32 = 65_536;
 const LEVEL_MAX: u8 = 63;
 /// Distances that a search computes for each result that it keeps, about (measured; it falls slowly with ef).
 const DISTANCES_PER_RESULT: u64 = 10;
+/// Codes are used unless more than one in so many is a poor likeness.
+const COARSE_PART: u64 = 16;
+/// At least so many candidates more than results are measured with the canonical kernel.
+const RERANK_MORE: usize = 10;
+/// Candidates found by codes are measured until the next is farther than the results by so many mean errors.
+const ERRORS_AHEAD: u32 = 2;
+/// Codes are of no use where the nearest candidates differ by less than so many mean errors.
+const ERRORS_SPREAD: u32 = 10;
+/// Fewer candidates do not show that.
+const PAIRS_MIN: usize = 10;
 /// Fewest tombstones that start a consolidation.
 const TOMBS_MIN: u64 = 16;
 
@@ -64,7 +113,7 @@ enum Role {
 }
 
 /// Says what a search does with a node at a key.
-type Admit<'a> = dyn FnMut(&mut Marks, u32, u64) -> Step<Role> + 'a;
+type Admit<'a> = dyn FnMut(&mut Marks, u32, u32) -> Step<Role> + 'a;
 
 /// The rarely used part of a node.
 #[derive(Debug, Default)]
@@ -89,7 +138,9 @@ pub struct Hnsw {
     levels: Vec<u8>,
     nodes: Table<Node>,
     /// Lists of layer 0: a count and room for `2m` links.
-    base: Rows,
+    lists: Rows,
+    /// The vectors as codes.
+    codes: Codes,
     /// Nodes in each state.
     counts: [u64; 6],
     sweep: Option<Sweep>,
@@ -116,7 +167,8 @@ impl Hnsw {
             states: Vec::new(),
             levels: Vec::new(),
             nodes: Table::new(),
-            base: Rows::new(m.saturating_mul(2).saturating_add(1)),
+            lists: Rows::new(m.saturating_mul(2).saturating_add(1)),
+            codes: Codes::new(),
             counts: [0; 6],
             sweep: None,
         }
@@ -163,6 +215,32 @@ impl Hnsw {
         if let Some(n) = self.counts.get_mut(usize::from(state)) {
             *n = n.saturating_add(1);
         }
+        let measured = |s: u8| i64::from(matches!(s, LIVE | TOMB | DOOMED));
+        self.codes.count(slot, measured(state).wrapping_sub(measured(old)));
+    }
+
+    /// Whether codes are good enough to find by: unless too many of the vectors are such that they are not.
+    fn coded(&self) -> bool {
+        let nodes = [LIVE, TOMB, DOOMED].iter().fold(0, |n: u64, s| n.saturating_add(self.count(*s)));
+        self.codes.exist() && self.codes.coarse() <= nodes / COARSE_PART
+    }
+
+    /// What is measured of a node: its codes or its vector.
+    fn row<'a>(&'a self, view: &View<'a>, slot: u32, coded: bool) -> Option<(&'a [u32], u64)> {
+        if coded {
+            self.codes.get(slot).map(|words| (words, 0))
+        } else {
+            view.row(slot)
+        }
+    }
+
+    /// A node to measure from.
+    fn base<'a>(&'a self, view: &View<'a>, slot: u32, coded: bool) -> Option<Rough<'a>> {
+        if coded {
+            Some(Rough { metric: view.metric, words: self.codes.get(slot)?, inv_norm: 0, coded })
+        } else {
+            view.query(slot).as_ref().map(Rough::from)
+        }
     }
 
     fn count(&self, state: u8) -> u64 {
@@ -181,7 +259,7 @@ impl Hnsw {
 
     fn list(&self, slot: u32, layer: u8) -> &[u32] {
         match layer.checked_sub(1) {
-            None => self.base.get(slot as usize),
+            None => self.lists.get(slot as usize),
             Some(above) => {
                 let stride = self.m.wrapping_add(1);
                 let at = usize::from(above).wrapping_mul(stride);
@@ -193,7 +271,7 @@ impl Hnsw {
 
     fn list_mut(&mut self, slot: u32, layer: u8) -> &mut [u32] {
         match layer.checked_sub(1) {
-            None => self.base.get_mut(slot as usize),
+            None => self.lists.get_mut(slot as usize),
             Some(above) => {
                 let stride = self.m.wrapping_add(1);
                 let at = usize::from(above).wrapping_mul(stride);
@@ -236,8 +314,9 @@ impl Hnsw {
     }
 
     /// Room for nodes below `slots`.
-    fn grow(&mut self, slots: usize) -> Result<(), NoMemory> {
-        self.base.grow(slots)?;
+    fn grow(&mut self, view: &View<'_>, slots: usize) -> Result<(), NoMemory> {
+        self.codes.grow(view.store.dim(), slots)?;
+        self.lists.grow(slots)?;
         self.nodes.extend_to(slots)?;
         if self.levels.len() < slots {
             mem::resize(&mut self.levels, slots, 0)?;
@@ -272,14 +351,14 @@ impl Hnsw {
     fn descend(
         &self,
         view: &View<'_>,
-        query: &Query<'_>,
+        query: &Rough<'_>,
         meter: &mut Meter<'_>,
         to: u8,
         hops: &mut u64,
     ) -> Option<Near> {
         let entry = self.entry?;
-        let (words, inv_norm) = view.row(entry)?;
-        let mut near = (meter.one(query, words, inv_norm), entry);
+        let (words, inv_norm) = self.row(view, entry, query.coded)?;
+        let mut near = (meter.rough_one(query, words, inv_norm), entry);
         let mut layer = self.top;
         while layer > to {
             near = self.greedy(view, query, meter, near, layer, hops);
@@ -292,15 +371,15 @@ impl Hnsw {
     fn greedy(
         &self,
         view: &View<'_>,
-        query: &Query<'_>,
+        query: &Rough<'_>,
         meter: &mut Meter<'_>,
         mut near: Near,
         layer: u8,
         hops: &mut u64,
     ) -> Near {
-        let mut batch = Batch::new(view.store.dim());
+        let mut batch = Batch::new(query.words.len());
         let mut ids = [0u32; BATCH];
-        let mut keys = [u64::MAX; BATCH];
+        let mut keys = [u32::MAX; BATCH];
         loop {
             let before = near;
             *hops = hops.wrapping_add(1);
@@ -308,14 +387,17 @@ impl Hnsw {
             loop {
                 let next = links.next();
                 if let Some(n) = next.filter(|n| self.passable(**n)) {
-                    if let (Some((words, inv_norm)), Some(id)) = (view.row(*n), ids.get_mut(batch.len())) {
+                    if let (Some((words, inv_norm)), Some(id)) =
+                        (self.row(view, *n, query.coded), ids.get_mut(batch.len()))
+                    {
                         if batch.push(words, inv_norm) {
+                            mem::prefetch(words);
                             *id = *n;
                         }
                     }
                 }
                 if batch.is_full() || next.is_none() {
-                    meter.many(query, &batch, &mut keys);
+                    meter.rough(query, &batch, &mut keys);
                     for (id, key) in ids.iter().zip(keys).take(batch.len()) {
                         if key < near.0 {
                             near = (key, *id);
@@ -333,16 +415,17 @@ impl Hnsw {
         }
     }
 
-    /// The `ef` nearest nodes of a layer that are a [`Role::Result`], into `s.found`, beginning at `start`. The caller has
-    /// begun `s.marks`. False: given up, as `give_up` said.
+    /// The `ef` nearest nodes of a layer that are a [`Role::Result`], into `walk.found`, beginning at `start`. The caller
+    /// has begun `marks`. False: given up, as `give_up` said.
     #[allow(clippy::too_many_arguments)] // the state of one search, split so that each part is borrowed alone
     #[inline(never)] // keeps stack frames small
     fn search_layer(
         &self,
         view: &View<'_>,
-        query: &Query<'_>,
+        query: &Rough<'_>,
         meter: &mut Meter<'_>,
-        s: &mut Scratch,
+        marks: &mut Marks,
+        walk: &mut Walk,
         start: Near,
         ef: usize,
         layer: u8,
@@ -350,49 +433,70 @@ impl Hnsw {
         hops: &mut u64,
         admit: &mut Admit<'_>,
     ) -> Step<bool> {
-        s.candidates.clear();
-        s.found.clear();
-        s.marks.visit(start.1);
-        s.candidates.push((!start.0, start.1))?;
-        if admit(&mut s.marks, start.1, start.0)? == Role::Result {
-            s.found.push(start)?;
+        walk.candidates.clear();
+        walk.found.clear();
+        marks.visit(start.1);
+        walk.candidates.push(!pack(start))?;
+        if admit(marks, start.1, start.0)? == Role::Result {
+            walk.found.push(pack(start))?;
         }
-        let mut batch = Batch::new(view.store.dim());
+        let mut batch = Batch::new(query.words.len());
         let mut ids = [0u32; BATCH];
-        let mut keys = [u64::MAX; BATCH];
-        while let Some((key, slot)) = s.candidates.pop() {
-            if s.found.len() >= ef && s.found.peek().is_some_and(|worst| !key > worst.0) {
+        let mut keys = [u32::MAX; BATCH];
+        // Nothing at this key or above is wanted any more.
+        let mut bar = u32::MAX;
+        if walk.found.len() >= ef {
+            bar = start.0;
+        }
+        while let Some(next) = walk.candidates.pop() {
+            let (key, slot) = unpack(!next);
+            if key > bar {
                 break;
             }
             if give_up.get() {
                 return Ok(false);
             }
             *hops = hops.wrapping_add(1);
+            if let Some(next) = walk.candidates.peek() {
+                mem::prefetch(self.list(unpack(!*next).1, layer));
+            }
             let mut links = self.links(slot, layer).iter();
             loop {
                 let next = links.next();
-                if let Some(n) = next.filter(|n| self.passable(**n) && s.marks.visit(**n)) {
-                    if let (Some((words, inv_norm)), Some(id)) = (view.row(*n), ids.get_mut(batch.len())) {
+                if let Some(n) = next.filter(|n| self.passable(**n) && marks.visit(**n)) {
+                    if let (Some((words, inv_norm)), Some(id)) =
+                        (self.row(view, *n, query.coded), ids.get_mut(batch.len()))
+                    {
                         if batch.push(words, inv_norm) {
+                            mem::prefetch(words);
                             *id = *n;
                         }
                     }
                 }
                 if batch.is_full() || next.is_none() {
-                    meter.many(query, &batch, &mut keys);
+                    meter.rough(query, &batch, &mut keys);
                     for (id, key) in ids.iter().zip(keys).take(batch.len()) {
-                        let full = s.found.len() >= ef;
-                        if full && s.found.peek().is_some_and(|worst| key >= worst.0) {
+                        let full = walk.found.len() >= ef;
+                        if full && key >= bar {
                             continue;
                         }
-                        let role = admit(&mut s.marks, *id, key)?;
+                        let role = admit(marks, *id, key)?;
+                        let near = pack((key, *id));
                         if role != Role::Nothing {
-                            s.candidates.push((!key, *id))?;
+                            if walk.candidates.peek().is_none_or(|top| !near > *top) {
+                                mem::prefetch(self.list(*id, layer));
+                            }
+                            walk.candidates.push(!near)?;
                         }
-                        if role == Role::Result && full {
-                            s.found.replace_top((key, *id));
-                        } else if role == Role::Result {
-                            s.found.push((key, *id))?;
+                        if role == Role::Result {
+                            if full {
+                                walk.found.replace_top(near);
+                            } else {
+                                walk.found.push(near)?;
+                            }
+                            if walk.found.len() >= ef {
+                                bar = walk.found.peek().map_or(u32::MAX, |w| unpack(*w).0);
+                            }
                         }
                     }
                     batch.clear();
@@ -403,6 +507,122 @@ impl Hnsw {
             }
         }
         Ok(true)
+    }
+
+    /// The nearest acceptable nodes into `s.walk.found`. False: given up.
+    #[allow(clippy::too_many_arguments)] // the state of one search
+    #[inline(never)] // keeps stack frames small
+    fn search_base(
+        &self,
+        view: &View<'_>,
+        probe: &Probe<'_, '_>,
+        query: &Rough<'_>,
+        meter: &mut Meter<'_>,
+        gate: &mut Gate<'_, '_>,
+        s: &mut Scratch,
+        hops: &mut u64,
+    ) -> Step<bool> {
+        s.walk.found.clear();
+        let Some(start) = self.descend(view, query, meter, 0, hops) else { return Ok(true) };
+        let give_up = Cell::new(false);
+        let mut admit = |marks: &mut Marks, slot: u32, _: u32| -> Step<Role> {
+            if !gate.is_filter() {
+                return Ok(if self.state(slot) == LIVE { Role::Result } else { Role::Way });
+            }
+            give_up.set(gate.needed(probe.ef).saturating_mul(DISTANCES_PER_RESULT) > probe.limit);
+            match view.store.head(slot as usize) {
+                Some(head) if self.state(slot) == LIVE && is_live(head) && gate.pass(marks, slot, head)? => {
+                    Ok(Role::Result)
+                }
+                _ => Ok(Role::Way),
+            }
+        };
+        let (marks, walk) = (&mut s.marks, &mut s.walk);
+        self.search_layer(view, query, meter, marks, walk, start, probe.ef, 0, &give_up, hops, &mut admit)
+    }
+
+    /// Measures the nearest `most` of what was found with the canonical kernel, into `found`. If it was found by codes: more,
+    /// until the rest is farther than the results by more than codes err. False: codes do not tell these vectors apart.
+    #[allow(clippy::too_many_arguments)] // the state of one search
+    #[inline(never)] // keeps stack frames small
+    fn rerank(
+        &self,
+        view: &View<'_>,
+        probe: &Probe<'_, '_>,
+        meter: &mut Meter<'_>,
+        walk: &mut Walk,
+        most: usize,
+        coded: bool,
+        found: &mut Heap<super::Near>,
+    ) -> Result<bool, NoMemory> {
+        walk.exact.clear();
+        let mut pairs = Pairs::default();
+        let mut rest = walk.found.sorted();
+        while let Some(ahead) = rest.first().map(|x| unpack(*x).0) {
+            let done = walk.exact.len();
+            let mut n = BATCH;
+            if done < most {
+                n = n.min(most.wrapping_sub(done));
+            } else if !coded {
+                break;
+            } else {
+                mem::sort_by(&mut walk.exact, |a, b| a < b);
+                let worst = probe.k.checked_sub(1).and_then(|k| walk.exact.get(k));
+                if worst.is_none_or(|w| meter.kernels().apart(&pairs, w.0, ahead, ERRORS_AHEAD)) {
+                    break;
+                }
+            }
+            let (some, others) = rest.split_at_checked(n.min(rest.len())).unwrap_or((rest, &[]));
+            rest = others;
+            self.remeasure(view, probe, meter, some, &mut pairs, &mut walk.exact)?;
+            if done == 0 && coded && !self.tells_apart(meter, &pairs) {
+                return Ok(false);
+            }
+        }
+        found.clear();
+        for near in &walk.exact {
+            found.push(*near)?;
+        }
+        Ok(true)
+    }
+
+    /// Whether codes tell near vectors apart, as far as these pairs show.
+    fn tells_apart(&self, meter: &Meter<'_>, pairs: &Pairs) -> bool {
+        pairs.len() < PAIRS_MIN || meter.kernels().apart(pairs, 0, 0, ERRORS_SPREAD)
+    }
+
+    /// Measures a batch with the canonical kernel; notes the rough keys beside the true ones if there are none yet.
+    #[inline(never)] // keeps stack frames small
+    fn remeasure(
+        &self,
+        view: &View<'_>,
+        probe: &Probe<'_, '_>,
+        meter: &mut Meter<'_>,
+        some: &[u64],
+        pairs: &mut Pairs,
+        exact: &mut Vec<super::Near>,
+    ) -> Result<(), NoMemory> {
+        let mut batch = Batch::new(view.store.dim());
+        let mut near = [(0, 0); BATCH];
+        let mut keys = [u64::MAX; BATCH];
+        for x in some {
+            let (rough, slot) = unpack(*x);
+            if let (Some((words, inv_norm)), Some(place)) = (view.row(slot), near.get_mut(batch.len())) {
+                if batch.push(words, inv_norm) {
+                    mem::prefetch(words);
+                    *place = (rough, slot);
+                }
+            }
+        }
+        meter.many(probe.query, &batch, &mut keys);
+        let first = pairs.is_empty();
+        for ((rough, slot), key) in near.iter().zip(keys).take(batch.len()) {
+            mem::push(exact, (key, *slot))?;
+            if first {
+                pairs.push(*rough, key);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -472,19 +692,27 @@ impl Index for Hnsw {
         s: &mut Scratch,
         hops: &mut u64,
     ) -> Step<bool> {
-        s.found.clear();
-        let Some(start) = self.descend(view, probe.query, meter, 0, hops) else { return Ok(true) };
-        let give_up = Cell::new(false);
-        let mut admit = |marks: &mut Marks, slot: u32, _: u64| -> Step<Role> {
-            give_up.set(gate.needed(probe.ef).saturating_mul(DISTANCES_PER_RESULT) > probe.limit);
-            match view.store.head(slot as usize) {
-                Some(head) if self.state(slot) == LIVE && is_live(head) && gate.pass(marks, slot, head)? => {
-                    Ok(Role::Result)
-                }
-                _ => Ok(Role::Way),
+        let most = probe.k.saturating_mul(2).max(probe.k.saturating_add(RERANK_MORE)).min(probe.ef);
+        if self.coded() {
+            let mut codes = core::mem::take(&mut s.walk.query);
+            mem::resize(&mut codes, code_words(view.store.dim()), 0)?;
+            let coarse = meter.kernels().encode(probe.query, &mut codes);
+            let query = Rough { metric: view.metric, words: &codes, inv_norm: 0, coded: true };
+            let done = if coarse { Ok(true) } else { self.search_base(view, probe, &query, meter, gate, s, hops) };
+            s.walk.query = codes;
+            if !done? {
+                return Ok(false);
             }
-        };
-        self.search_layer(view, probe.query, meter, s, start, probe.ef, 0, &give_up, hops, &mut admit)
+            if !coarse && self.rerank(view, probe, meter, &mut s.walk, most, true, &mut s.found)? {
+                return Ok(true);
+            }
+            s.marks.again();
+        }
+        if !self.search_base(view, probe, &Rough::from(probe.query), meter, gate, s, hops)? {
+            return Ok(false);
+        }
+        self.rerank(view, probe, meter, &mut s.walk, most, false, &mut s.found)?;
+        Ok(true)
     }
 
     fn encode(&self, view: &View<'_>) -> Result<Option<Vec<u8>>, NoMemory> {
@@ -511,8 +739,9 @@ impl Index for Hnsw {
 
     fn memory(&self) -> usize {
         let upper: usize = self.nodes.iter().fold(0, |n: usize, x| n.saturating_add(x.upper.capacity()));
-        self.base
+        self.lists
             .memory()
+            .saturating_add(self.codes.memory())
             .saturating_add(self.nodes.memory())
             .saturating_add(upper.saturating_mul(4))
             .saturating_add(self.states.capacity())

@@ -237,6 +237,7 @@ impl Hnsw {
                 continue;
             }
             around.retain(|n| self.linkable(*n));
+            s.select.coded = false;
             self.measure(view, meter, &mut s.select, slot, around.iter().copied())?;
             self.choose(view, meter, &mut s.select, self.capacity(layer), slot, slot)?;
             self.set_links(slot, layer, &s.select.kept);

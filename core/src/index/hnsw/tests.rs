@@ -150,7 +150,10 @@ fn the_graph_keeps_its_shape() {
                 // What is written can always be read again.
                 let bytes = h.bytes(&view).unwrap();
                 let mut again = Hnsw::new(4, 24, seed);
-                assert!(again.load(&view, encode::VERSION, &bytes, &Bits::new()).unwrap() || h.count(LIVE) < 8);
+                assert!(
+                    again.load(&view, &dist::SCALAR, encode::VERSION, &bytes, &Bits::new()).unwrap()
+                        || h.count(LIVE) < 8
+                );
                 check(&again);
                 if h.count(STALE) + h.count(DOOMED_STALE) == 0 && !h.cut_off() {
                     assert!(again.bytes(&view).unwrap() == bytes);
@@ -220,7 +223,7 @@ fn fields_of_a_stored_graph() {
     let good = h.bytes(&view).unwrap();
     let load = |bytes: &[u8]| {
         let mut again = Hnsw::new(4, 16, 9);
-        let fine = again.load(&view, encode::VERSION, bytes, &Bits::new()).unwrap();
+        let fine = again.load(&view, &dist::SCALAR, encode::VERSION, bytes, &Bits::new()).unwrap();
         check(&again);
         assert!(fine || again.states.is_empty());
         fine.then_some(again)
