@@ -16,10 +16,9 @@ const LEFT: u8 = 4;
 const OPERATIONAL: u8 = 8;
 const USAGE: u8 = 16;
 
-/// Says what is wrong with the command line; help and version are no mistakes.
-pub fn usage(e: &clap::Error) -> ExitCode {
-    let _ = e.print();
-    ExitCode::from(if e.use_stderr() { USAGE } else { 0 })
+/// Says what is wrong with the command line of `program`; help and version are no mistakes.
+pub fn usage(program: &str, e: &clap::Error) -> ExitCode {
+    crate::fail::usage(program, e, USAGE)
 }
 
 /// Checks, and repairs if asked to.

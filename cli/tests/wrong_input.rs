@@ -176,7 +176,7 @@ fn searches() {
     for i in 0..5 {
         h.ok(&["insert", "v:/c", "--vector", &format!("{i},0")]);
     }
-    h.fails(2, "at least one result", &["search", "v:/c", "--vector", "0,0", "-k", "0"]);
+    h.fails(2, "must be at least 1", &["search", "v:/c", "--vector", "0,0", "-k", "0"]);
     h.fails(2, "at most", &["search", "v:/c", "--vector", "0,0", "-k", "4000000000"]);
     // k larger than the collection: all of it.
     let all = h.ok(&["search", "v:/c", "--vector", "0,0", "-k", "1000"]);
