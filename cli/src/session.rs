@@ -61,7 +61,7 @@ impl Session {
         let name = text.to_string_lossy().into_owned();
         match Place::of(text) {
             Place::Mounted(path) => Session::mounted(&path, name, intent),
-            Place::Inside { target, path } => Session::inside(&target, &path, name, intent),
+            Place::Inside { target, path } => Session::open_inside(&target, &path, name, intent),
         }
     }
 
@@ -85,14 +85,23 @@ impl Session {
                 if file.is_empty() {
                     fail!(code::USAGE, "{shown}: is no file");
                 }
-                Ok((Session::inside(&target, dir, shown, intent)?, file))
+                Ok((Session::open_inside(&target, dir, shown, intent)?, file))
             }
         }
     }
 
     fn mounted(path: &Path, name: String, intent: Intent) -> Done<Session> {
-        let made = (intent == Intent::Create && !path.exists()).then(|| Made::Mounted(path.to_path_buf()));
+        if let (false, Some(fix)) = (path.exists(), place::inside_meant(path)) {
+            fail!(code::USAGE, "{name}: no such directory; to mean one inside the image write {fix}");
+        }
+        let mut made = (intent == Intent::Create && !path.exists()).then(|| Made::Mounted(path.to_path_buf()));
         if made.is_some() {
+            // Nothing is made outside of a VexFS, where it would only be in the way.
+            let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            match ControlFile::open(above) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && above.is_dir() => return Err(not_mounted(&name)),
+                _ => {}
+            }
             std::fs::create_dir(path).map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => Failure::new(
                     code::NOT_FOUND,
@@ -111,17 +120,19 @@ impl Session {
             Ok(m) if !m.is_dir() => fail!(code::NOT_FOUND, "{name}: is no directory; collections are directories"),
             Ok(_) => {}
         }
-        let file = ControlFile::open(path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Failure::new(
-                code::NOT_FOUND,
-                format!("{name}: not on a mounted VexFS (mount one: vexfs mount TARGET DIR, or use TARGET:/path)"),
-            ),
-            _ => Failure::io(&name, &e),
+        let file = ControlFile::open(path).map_err(|e| {
+            if let Some(Made::Mounted(path)) = made.take() {
+                drop(std::fs::remove_dir(path));
+            }
+            match e.kind() {
+                io::ErrorKind::NotFound => not_mounted(&name),
+                _ => Failure::io(&name, &e),
+            }
         })?;
         Ok(Session { client: Client::new(Box::new(file)), volume: None, name, made })
     }
 
-    fn inside(target: &Path, path: &[u8], name: String, intent: Intent) -> Done<Session> {
+    fn open_inside(target: &Path, path: &[u8], name: String, intent: Intent) -> Done<Session> {
         let host = match intent {
             Intent::Read => place::open_to_read(target)?,
             Intent::Change | Intent::Create => place::open_to_write(target)?,
@@ -226,6 +237,11 @@ impl Session {
             _ => Ok(()),
         }
     }
+}
+
+fn not_mounted(name: &str) -> Failure {
+    let text = format!("{name}: not on a mounted VexFS (mount one: vexfs mount TARGET DIR, or use TARGET:/path)");
+    Failure::new(code::NOT_FOUND, text)
 }
 
 /// The message, the filter, and a caret under the byte that the message is about.

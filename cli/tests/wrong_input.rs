@@ -472,3 +472,28 @@ fn names_that_are_no_text() {
     assert_eq!(h.ok(&["ls", "v:/"]), "x\\xff\\u{1b}[2J\n");
     assert!(h.ok(&["ls", "--json", "v:/"]).contains("\"name_bytes\":\"eP8bWzJK\""));
 }
+
+#[test]
+fn a_missing_slash_makes_no_directory() {
+    let h = Home::new("slash");
+    let create = |path: &'static str| ["collection", "create", path, "--dim", "8", "--metric", "cosine"];
+    std::fs::create_dir(h.dir.join("host")).unwrap();
+    h.fails(2, "write v:/\n", &create("v:"));
+    h.fails(2, "write v:/new", &create("v:new"));
+    h.fails(3, "not on a mounted VexFS", &create("host/sub"));
+    h.fails(2, "write v:/", &["ls", "v:"]);
+    h.ok(&create("v:/c"));
+    h.ok(&["export", "v:/c", "ex"]);
+    h.fails(2, "write v:/", &["import", "v:", "ex"]);
+    for name in ["v:", "v:new", "host/sub"] {
+        assert!(!h.dir.join(name).exists(), "{name} was made");
+    }
+    // An import that fails takes the directory in the image with it.
+    let mut b = std::fs::read(h.dir.join("ex/collection.json")).unwrap();
+    b.splice(..1, *b"{\"m\":1,");
+    std::fs::write(h.dir.join("ex/collection.json"), &b).unwrap();
+    let o = h.run(&["import", "v:/other", "ex"]);
+    if !o.status.success() {
+        assert_eq!(h.ok(&["ls", "v:/"]), "c\n");
+    }
+}
