@@ -83,6 +83,9 @@ pub fn open_to_read(target: &Path) -> Done<Host> {
 pub fn open_to_write(target: &Path) -> Done<Host> {
     let host = Host::open_path(target, &HostOptions::default())?;
     if host.read_only() {
+        // Opened for writing it says why not.
+        drop(host);
+        vexfs_embedded::FileDevice::open(target, vexfs_embedded::Access::ReadWrite)?;
         fail!(code::DENIED, "{}: writing is not permitted; check its owner and mode, or run as root", target.display());
     }
     Ok(host)

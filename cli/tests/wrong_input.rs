@@ -497,3 +497,36 @@ fn a_missing_slash_makes_no_directory() {
         assert_eq!(h.ok(&["ls", "v:/"]), "c\n");
     }
 }
+
+/// A loop device that refuses writes; `None` where none can be had.
+fn read_only_loop(image: &Path) -> Option<String> {
+    let o = Command::new("losetup").args(["-r", "-f", "--show"]).arg(image).output().ok()?;
+    o.status.success().then(|| String::from_utf8_lossy(&o.stdout).trim().to_string())
+}
+
+#[test]
+fn read_only_devices() {
+    let h = Home::new("readonly");
+    h.collection("c", "2", "l2");
+    std::fs::create_dir(h.dir.join("d")).unwrap();
+    let Some(device) = read_only_loop(&h.dir.join("v")) else { return };
+    let inside = format!("{device}:/c");
+    let checks = [
+        h.run(&["insert", &inside, "--vector", "1,2"]),
+        h.run(&["mkfs", "-f", &device]),
+        h.run(&["search", &inside, "--vector", "1,2"]),
+        h.run(&["mount", &device, "d"]),
+    ];
+    if checks[3].status.success() {
+        h.ok(&["umount", "d"]);
+    }
+    let _ = Command::new("losetup").args(["-d", &device]).status();
+    let text = |o: &Output| String::from_utf8_lossy(&o.stderr).into_owned();
+    for o in &checks[..2] {
+        assert_eq!(o.status.code(), Some(5), "{}", text(o));
+        assert!(text(o).contains("the device is read-only"), "{}", text(o));
+    }
+    assert!(checks[2].status.success(), "{}", text(&checks[2]));
+    // Mounted without changes, unless this machine has no FUSE.
+    assert!(!text(&checks[3]).contains("I/O error"), "{}", text(&checks[3]));
+}
