@@ -498,6 +498,38 @@ fn a_missing_slash_makes_no_directory() {
     }
 }
 
+#[test]
+fn lost_contents_are_named_and_the_advice_helps() {
+    let h = Home::new("lost");
+    let contents: Vec<u8> = (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    h.file("f", &contents);
+    h.ok(&["mkdir", "v:/dir"]);
+    h.ok(&["put", "f", "v:/dir/file"]);
+    let mut b = std::fs::read(h.dir.join("v")).unwrap();
+    let place = (32..b.len() / 4096).map(|n| n * 4096).find(|at| b[*at..].starts_with(&contents[8192..12_288]));
+    b[place.unwrap() + 5] ^= 1;
+    h.file("v", &b);
+    for args in [&["fsck", "-n", "v"][..], &["fsck", "-p", "v"], &["fsck", "-y", "v"], &["scrub", "v"]] {
+        let o = h.run(args);
+        let text = String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned();
+        assert_eq!(o.status.code(), Some(if args[0] == "scrub" { 7 } else { 4 }), "{text}");
+        assert!(text.contains("/dir/file: inode 3: bytes 8192 to 12287 "), "{text}");
+        assert!(text.contains("restore or delete the files with lost contents; fsck cannot repair them"), "{text}");
+        assert!(!text.contains("fsck.vexfs -"), "{text}");
+    }
+    let text = String::from_utf8_lossy(&h.run(&["fsck", "--json", "v"]).stdout).into_owned();
+    assert!(text.contains("\"clean\":false,\"cleanly_unmounted\":true"), "{text}");
+    assert!(text.contains("\"path\":\"/dir/file\",\"lost_from\":8192,\"lost_bytes\":4096"), "{text}");
+    h.ok(&["rm", "v:/dir/file"]);
+    // What can be repaired is said to be.
+    let mut b = std::fs::read(h.dir.join("v")).unwrap();
+    b[1024 * 4096 + 20] ^= 0x40;
+    h.file("v", &b);
+    let text = String::from_utf8_lossy(&h.run(&["fsck", "-n", "v"]).stdout).into_owned();
+    assert!(text.contains("superblock in block 1024: is damaged") && text.contains("fsck.vexfs -p v"), "{text}");
+    assert!(h.ok(&["info", "v"]).contains("1 damaged, 3 good; repair: fsck.vexfs -p v"));
+}
+
 /// A loop device that refuses writes; `None` where none can be had.
 fn read_only_loop(image: &Path) -> Option<String> {
     let o = Command::new("losetup").args(["-r", "-f", "--show"]).arg(image).output().ok()?;
