@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub mod code {
     /// Something went wrong that has no code of its own.
     pub const FAILED: u8 = 1;
-    /// The command line or an input file is wrong; nothing was changed.
+    /// The command line or an input file is wrong. Nothing was changed, but for what the message says was done before.
     pub const USAGE: u8 = 2;
     /// What was named does not exist.
     pub const NOT_FOUND: u8 = 3;

@@ -142,7 +142,11 @@ fn ids_and_attributes() {
     h.file("neg.ids", b"7\n-1\n");
     h.fails(2, "line 2: '-1'", &["insert", "v:/c", "--npy", "v.npy", "--ids", "neg.ids"]);
     h.file("file.ids", b"7\n9223372036854775808\n");
-    h.fails(2, "record 1: its id is above", &["insert", "v:/c", "--npy", "v.npy", "--ids", "file.ids"]);
+    h.fails(
+        2,
+        "file.ids: row 1 (the first is 0): its id is above",
+        &["insert", "v:/c", "--npy", "v.npy", "--ids", "file.ids"],
+    );
     h.file("a.jsonl", b"{\"x\": 1}\n");
     h.fails(2, "only 1 lines for 2 vectors", &["insert", "v:/c", "--npy", "v.npy", "--attrs", "a.jsonl"]);
     h.file("b.jsonl", b"{\"x\": 1}\n{\"x\": }\n");
@@ -163,7 +167,7 @@ fn ids_and_attributes() {
     let o = h.run(&["delete", "v:/c", "5", "8"]);
     assert_eq!(
         (o.status.code(), String::from_utf8_lossy(&o.stdout).into_owned()),
-        (Some(3), "1 records deleted\n".into())
+        (Some(3), "1 record deleted\n".into())
     );
     h.file("up.jsonl", b"{\"x\": 1}\n");
     h.fails(2, "no member \"id\"", &["update", "v:/c", "--attrs", "up.jsonl"]);
@@ -495,6 +499,80 @@ fn a_missing_slash_makes_no_directory() {
     let o = h.run(&["import", "v:/other", "ex"]);
     if !o.status.success() {
         assert_eq!(h.ok(&["ls", "v:/"]), "c\n");
+    }
+}
+
+#[test]
+fn rows_are_those_of_the_file() {
+    let h = Home::new("rows");
+    h.collection("c", "8", "l2");
+    let mut v: Vec<f32> = (0..40_000).map(|i| i as f32).collect();
+    h.file("good.npy", &npy("<f4", false, "(5000, 8)", &f32s(&v)));
+    v[4500 * 8 + 3] = f32::NAN;
+    h.file("bad.npy", &npy("<f4", false, "(5000, 8)", &f32s(&v)));
+    let text = h.fails(2, "bad.npy: row 4500 ", &["insert", "v:/c", "--npy", "bad.npy"]);
+    assert!(text.contains("4,000 vectors before it were inserted"), "{text}");
+    assert_eq!(h.ok(&["list", "v:/c"]).lines().count(), 4000);
+    // Attributes that are too large, and lines that are none.
+    let long = format!("{{\"x\": \"{}\"}}\n", "y".repeat(70_000));
+    let lines = |bad: &str| {
+        let mut s = "{}\n".repeat(5000).into_bytes();
+        s.splice(3 * 2500..3 * 2501, bad.bytes());
+        s
+    };
+    h.file("long.jsonl", &lines(&long));
+    let text = h.fails(2, "long.jsonl: row 2500 ", &["insert", "v:/c", "--npy", "good.npy", "--attrs", "long.jsonl"]);
+    assert!(text.contains("2,000 vectors before it were inserted"), "{text}");
+    h.file("odd.jsonl", &lines("{]\n"));
+    let text = h.fails(2, "odd.jsonl: line 2501", &["insert", "v:/c", "--npy", "good.npy", "--attrs", "odd.jsonl"]);
+    assert!(text.contains("2,000 vectors before it were inserted"), "{text}");
+    let ids: String = (0..5000).map(|i| format!("{i}\n")).collect();
+    h.file("ids", ids.as_bytes());
+    h.fails(2, "long.jsonl: row 2500 ", &["update", "v:/c", "--attrs", "long.jsonl", "--ids", "ids"]);
+}
+
+#[test]
+fn what_an_early_end_leaves_is_in_the_index() {
+    let h = Home::new("early");
+    h.ok(&["collection", "create", "v:/c", "--dim", "8", "--metric", "cosine"]);
+    let mut v: Vec<f32> = (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32).collect();
+    v[4500 * 8 + 3] = f32::NAN;
+    h.file("bad.npy", &npy("<f4", false, "(5000, 8)", &f32s(&v)));
+    h.fails(2, "row 4500", &["insert", "v:/c", "--npy", "bad.npy"]);
+    assert!(h.ok(&["collection", "info", "v:/c", "--json"]).contains("\"records\":4000"));
+    assert!(h.ok(&["collection", "info", "v:/c", "--json"]).contains("\"pending\":0"));
+    let o = h.run(&["search", "v:/c", "--vector", "1,2,3,4,5,6,7,8"]);
+    assert!(o.stderr.is_empty(), "{}", String::from_utf8_lossy(&o.stderr));
+    // The time that indexing takes is said.
+    h.file("good.npy", &npy("<f4", false, "(4000, 8)", &f32s(&v[..32_000])));
+    assert!(h.ok(&["insert", "v:/c", "--npy", "good.npy", "--json"]).contains("\"indexing_seconds\":"));
+    // One that is killed leaves it to the next: a search says so.
+    h.ok(&["collection", "create", "v:/d", "--dim", "8", "--metric", "cosine"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vexfs"))
+        .args(["insert", "v:/d", "--npy", "good.npy"])
+        .current_dir(&h.dir)
+        .spawn()
+        .unwrap();
+    let inserted = || {
+        let o = h.run(&["info", "v", "--json"]);
+        String::from_utf8_lossy(&o.stdout).contains("in use")
+    };
+    for _ in 0..200 {
+        if inserted() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    let killed = child.kill().is_ok() && !child.wait().unwrap().success();
+    let info = h.ok(&["collection", "info", "v:/d", "--json"]);
+    if killed && !info.contains("\"records\":0,") {
+        let o = h.run(&["search", "v:/d", "--vector", "1,2,3,4,5,6,7,8"]);
+        let text = String::from_utf8_lossy(&o.stderr);
+        assert_eq!(text.matches("vexfs collection reindex v:/d").count(), 1, "{text}{info}");
+        assert!(h.ok(&["collection", "info", "v:/d"]).contains("vexfs collection reindex v:/d"));
+        h.ok(&["collection", "reindex", "v:/d"]);
+        assert!(h.run(&["search", "v:/d", "--vector", "1,2,3,4,5,6,7,8"]).stderr.is_empty());
     }
 }
 

@@ -55,6 +55,11 @@ impl VectorSource {
         }
     }
 
+    /// The file that the vectors are in.
+    pub fn file(&self) -> Option<&Path> {
+        self.npy.as_deref().or(self.fvecs.as_deref())
+    }
+
     /// All rows at once.
     pub fn read(&self) -> Done<(usize, Vec<f32>)> {
         let mut rows = self.open()?;
