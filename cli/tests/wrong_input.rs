@@ -349,7 +349,7 @@ fn collections_and_paths() {
     assert!(h.ok(&["embed", "v:/plain/f", "--show"]).contains("\"dim\":3,\"stale\":false,\"vector\":[1.0,2.0,3.0]"));
     h.ok(&["embed", "v:/plain/f", "--remove"]);
     h.fails(3, "no embedding", &["embed", "v:/plain/f", "--remove"]);
-    h.fails(1, "only regular files", &["embed", "v:/plain", "--vector", "1,2,3"]);
+    h.fails(2, "only regular files", &["embed", "v:/plain", "--vector", "1,2,3"]);
     // In a collection it has to have the collection's dimension.
     h.ok(&["put", "f", "v:/c"]);
     h.fails(2, "has 3 dimensions, the collection has 2", &["embed", "v:/c/f", "--vector", "1,2,3"]);
@@ -574,6 +574,22 @@ fn what_an_early_end_leaves_is_in_the_index() {
         h.ok(&["collection", "reindex", "v:/d"]);
         assert!(h.run(&["search", "v:/d", "--vector", "1,2,3,4,5,6,7,8"]).stderr.is_empty());
     }
+}
+
+#[test]
+fn embeddings_that_no_search_would_find() {
+    let h = Home::new("embed");
+    h.collection("c", "2", "cosine");
+    h.file("f", b"x");
+    h.ok(&["put", "f", "v:/c"]);
+    h.fails(2, "v:/c/f: a zero vector", &["embed", "v:/c/f", "--vector", "0,-0"]);
+    h.fails(3, "v:/c/f", &["embed", "v:/c/f", "--show"]);
+    h.fails(3, "v:/c/g: no such file", &["embed", "v:/c/g", "--vector", "1"]);
+    h.fails(2, "has 1 dimensions", &["embed", "v:/c/f", "--vector", "1"]);
+    // For another metric zero is a vector like any other.
+    h.collection("l", "2", "l2");
+    h.ok(&["put", "f", "v:/l"]);
+    h.ok(&["embed", "v:/l/f", "--vector", "0,0"]);
 }
 
 #[test]

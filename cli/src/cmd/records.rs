@@ -251,10 +251,21 @@ fn report(name: &str, what: &str, c: Changed, missing: &[u64], json: bool) -> Do
     Ok(())
 }
 
-/// The dimension of a directory that is a collection; `None` also if that is not to be known.
-fn dimension(s: &mut Session) -> Option<usize> {
-    // Any reply about records names it, one about a record that is not there too.
-    s.ask(|c| c.get(&[0], Want::default())).ok().map(|r| r.dim as usize)
+/// Dimension and metric of a directory that is a collection; `None` also if that is not to be known.
+fn shape(s: &mut Session) -> Option<(usize, Metric)> {
+    s.ask(|c| c.info()).ok().map(|i| (i.schema.dim as usize, i.schema.metric))
+}
+
+/// Refuses what a collection would keep, but never find.
+fn check_embedding(shown: &str, vector: &[f32], shape: Option<(usize, Metric)>) -> Done {
+    let Some((dim, metric)) = shape else { return Ok(()) };
+    if vector.len() != dim {
+        fail!(code::USAGE, "{shown}: the vector has {} dimensions, the collection has {dim}", vector.len());
+    }
+    if metric == Metric::Cosine && vector.iter().all(|x| *x == 0.0) {
+        fail!(code::USAGE, "{shown}: a zero vector has no direction, which the collection's metric cosine needs");
+    }
+    Ok(())
 }
 
 /// `vexfs embed`.
@@ -272,6 +283,7 @@ pub fn embed(a: &Embed) -> Done {
     let mut vector = Vec::new();
     // Files of one directory share a session.
     let mut open: Option<(std::ffi::OsString, Session)> = None;
+    let mut collection = None;
     let result = (|| -> Done {
         for text in &a.files {
             let dir = std::path::Path::new(text).parent().map(|p| p.as_os_str().to_os_string()).unwrap_or_default();
@@ -285,20 +297,14 @@ pub fn embed(a: &Embed) -> Done {
                     }
                 }
                 _ => {
-                    if let Some((_, s)) = open.take() {
+                    if let Some((_, mut s)) = open.take() {
+                        if !a.source.show {
+                            s.settle_collection()?;
+                        }
                         s.close()?;
                     }
                     let (mut s, name) = Session::open_parent(text, intent)?;
-                    if let (Some(rows), Some(dim)) = (&rows, dimension(&mut s)) {
-                        if rows.dim() != dim {
-                            fail!(
-                                code::USAGE,
-                                "{}: the vector has {} dimensions, the collection has {dim}",
-                                text.to_string_lossy(),
-                                rows.dim()
-                            );
-                        }
-                    }
+                    collection = if rows.is_some() { shape(&mut s) } else { None };
                     open = Some((dir, s));
                     name
                 }
@@ -307,6 +313,9 @@ pub fn embed(a: &Embed) -> Done {
             let file = FileRef::Name(&name);
             let shown = text.to_string_lossy();
             let named = |mut e: Failure, session: &str| {
+                if e.text.ends_with("only regular files carry embeddings") {
+                    e.code = code::USAGE;
+                }
                 // The session is named after the first file of its directory.
                 if let Some(rest) = e.text.strip_prefix(session) {
                     e.text = format!("{shown}{rest}");
@@ -329,6 +338,11 @@ pub fn embed(a: &Embed) -> Done {
                 show::line(serde_json::to_string(&line).map_err(|e| Failure::new(code::FAILED, e.to_string()))?)?;
             } else if let Some(rows) = &mut rows {
                 rows.next(1, &mut vector)?;
+                check_embedding(&shown, &vector, collection).map_err(|e| match s.try_ask(|c| c.embedding(file)) {
+                    // That the file is not there comes first.
+                    Err(gone) if gone.errno() == Some(libc::ENOENT) => named(s.failure(&gone, None), &session),
+                    _ => e,
+                })?;
                 s.ask(|c| c.embed(file, &vector, false)).map_err(|e| named(e, &session))?;
             } else {
                 s.ask(|c| c.remove_embedding(file, false)).map_err(|e| named(e, &session))?;
@@ -341,7 +355,10 @@ pub fn embed(a: &Embed) -> Done {
         }
     })();
     bar.finish_and_clear();
-    if let Some((_, s)) = open {
+    if let Some((_, mut s)) = open {
+        if !a.source.show {
+            s.settle_collection()?;
+        }
         s.close()?;
     }
     result
