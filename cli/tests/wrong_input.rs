@@ -593,6 +593,15 @@ fn embeddings_that_no_search_would_find() {
 }
 
 #[test]
+fn a_put_that_fails_names_the_side() {
+    let h = Home::new("put");
+    h.file("x.bin", b"x");
+    h.fails(3, "v:/nodir/x: no such directory above it", &["put", "x.bin", "v:/nodir/x"]);
+    h.fails(4, "v:/.vexfs: the name .vexfs", &["put", "x.bin", "v:/.vexfs"]);
+    h.fails(3, "y.bin: No such file", &["put", "y.bin", "v:/x"]);
+}
+
+#[test]
 fn lost_contents_are_named_and_the_advice_helps() {
     let h = Home::new("lost");
     let contents: Vec<u8> = (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
