@@ -633,6 +633,79 @@ fn lost_contents_are_named_and_the_advice_helps() {
     assert!(h.ok(&["info", "v"]).contains("1 damaged, 3 good; repair: fsck.vexfs -p v"));
 }
 
+#[test]
+fn targets_that_are_no_volume() {
+    let h = Home::new("targets");
+    assert!(!h.ok(&["info", "v"]).contains("of 4"));
+    h.file("empty", b"");
+    h.fails(7, "the file is empty", &["info", "empty"]);
+    h.fails(8, "the file is empty", &["fsck", "-n", "empty"]);
+    h.fails(7, "the file is empty", &["scrub", "empty"]);
+    h.fails(2, "neither an image file nor a block device", &["info", "/dev/null"]);
+    let whole = std::fs::read(h.dir.join("v")).unwrap();
+    h.file("half", &whole[..whole.len() / 2]);
+    for (code, args) in
+        [(7, &["ls", "half:/"][..]), (7, &["info", "half"]), (7, &["scrub", "half"]), (8, &["fsck", "half"])]
+    {
+        h.fails(code, "shorter than the volume that was made on it; copy it again", args);
+    }
+    h.fails(8, "nope: no such file or device\n", &["fsck", "nope"]);
+    h.fails(3, "the directory nodir does not exist", &["mkfs", "nodir/b.img", "-s", "64M"]);
+    h.fails(2, "too large", &["mkfs", "big", "-s", "9000P"]);
+    std::fs::create_dir(h.dir.join("d")).unwrap();
+    h.fails(2, "threads: at least 1", &["mount", "v", "d", "-o", "threads=0"]);
+    h.collection("c", "2", "l2");
+    assert_eq!(h.ok(&["collection", "drop", "v:/c", "--json"]), "{\"path\":\"v:/c\",\"dropped\":true}\n");
+}
+
+#[test]
+fn wrong_usage_is_one_line() {
+    let h = Home::new("usage");
+    h.collection("c", "2", "l2");
+    h.ok(&["insert", "v:/c", "--vector", "1,2"]);
+    for (code, say, args) in [
+        (2, "must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "-1"][..]),
+        (2, "must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "0"]),
+        (2, "f1 is no record id", &["get", "v:/c", "f1"]),
+        (2, "-7 is no record id", &["get", "v:/c", "-7"]),
+        (2, "-7 is no record id", &["delete", "v:/c", "-7"]),
+        (2, "'search'", &["serch", "v:/c"]),
+        (2, "--dim <D>", &["collection", "create", "v:/d"]),
+        (16, "'--bogus'", &["fsck", "--bogus", "v"]),
+        (16, "<TARGET>", &["fsck"]),
+        (3, "no record 8, 9\n", &["get", "v:/c", "8", "9"]),
+    ] {
+        let text = h.fails(code, say, args);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains("tip:"), "{text}");
+        assert!(code == 3 || text.ends_with("--help\n"), "{text}");
+    }
+    let o = h.run(&["delete", "v:/c", "0", "8", "9"]);
+    assert_eq!(String::from_utf8_lossy(&o.stderr), "vexfs: v:/c: no record 8, 9\n");
+    h.file("a.jsonl", b"{\"id\": 5, \"x\": 1}\n");
+    let o = h.run(&["update", "v:/c", "--attrs", "a.jsonl"]);
+    assert_eq!(String::from_utf8_lossy(&o.stderr), "vexfs: v:/c: no record 5\n");
+}
+
+#[test]
+fn vectors_from_the_standard_input() {
+    let h = Home::new("stdin");
+    h.collection("c", "2", "l2");
+    h.file("v.npy", &npy("<f4", false, "(2, 2)", &f32s(&[1., 2., 3., 4.])));
+    for name in ["-", "/dev/stdin"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vexfs"))
+            .args(["insert", "v:/c", "--npy", name])
+            .current_dir(&h.dir)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let bytes = std::fs::read(h.dir.join("v.npy")).unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), &bytes).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(h.ok(&["list", "v:/c"]).lines().count(), 4);
+}
+
 /// A loop device that refuses writes; `None` where none can be had.
 fn read_only_loop(image: &Path) -> Option<String> {
     let o = Command::new("losetup").args(["-r", "-f", "--show"]).arg(image).output().ok()?;

@@ -161,7 +161,13 @@ impl FileDevice {
     /// Makes the image file `path` with `len` bytes (sparse) or gives an existing one that size, and opens it.
     pub fn create(path: impl AsRef<Path>, len: u64) -> Result<FileDevice, OpenError> {
         let path = path.as_ref();
-        OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|e| open_error(path, &e))?;
+        OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|e| match path.parent() {
+            Some(dir) if e.kind() == io::ErrorKind::NotFound => {
+                let text = format!("{}: the directory {} does not exist", path.display(), dir.display());
+                OpenError::new(Kind::NotFound, text)
+            }
+            _ => open_error(path, &e),
+        })?;
         let mut device = FileDevice::open(path, Access::ReadWrite)?;
         if !device.block_device && device.len != len {
             device.file.set_len(len).map_err(|e| {
