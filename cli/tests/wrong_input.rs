@@ -659,6 +659,21 @@ fn targets_that_are_no_volume() {
 }
 
 #[test]
+fn data_behind_the_first_megabyte_is_not_overwritten() {
+    use std::os::unix::fs::FileExt;
+    let h = Home::new("behind");
+    let f = std::fs::File::create(h.dir.join("disk")).unwrap();
+    f.set_len(64 << 20).unwrap();
+    f.write_all_at(&vec![0; 4 << 20], 0).unwrap();
+    h.ok(&["mkfs", "-q", "disk"]);
+    let f = std::fs::File::create(h.dir.join("disk")).unwrap();
+    f.set_len(64 << 20).unwrap();
+    f.write_all_at(b"precious", 40 << 20).unwrap();
+    h.fails(4, "is a file with contents", &["mkfs", "disk"]);
+    h.ok(&["mkfs", "-q", "-f", "disk"]);
+}
+
+#[test]
 fn wrong_usage_is_one_line() {
     let h = Home::new("usage");
     h.collection("c", "2", "l2");
