@@ -721,6 +721,19 @@ fn vectors_from_the_standard_input() {
     assert_eq!(h.ok(&["list", "v:/c"]).lines().count(), 4);
 }
 
+#[test]
+fn man_pages_are_whole() {
+    let h = Home::new("man");
+    h.ok(&["man", "man"]);
+    for e in std::fs::read_dir(h.dir.join("man")).unwrap() {
+        let path = e.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("EXTRA"), "{path:?}");
+        assert!(!text.contains("help(1)"), "{path:?} refers to a page about help");
+    }
+    assert!(h.dir.join("man/mount.fuse.vexfs.8").exists());
+}
+
 /// A loop device that refuses writes; `None` where none can be had.
 fn read_only_loop(image: &Path) -> Option<String> {
     let o = Command::new("losetup").args(["-r", "-f", "--show"]).arg(image).output().ok()?;
