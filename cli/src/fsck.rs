@@ -73,9 +73,12 @@ fn check(a: &Fsck) -> Done<u8> {
     }
     let (mut figures, mut findings) = look(Access::ReadWrite, mode)?;
     // Opening heals what has a good copy: that was repaired too.
-    if let (0, Ok((was, healed))) = (figures.errors, before) {
-        (figures.errors, figures.repaired) = (was.errors, was.errors);
-        findings.extend(healed.into_iter().filter(Finding::is_error).map(|f| Finding { repaired: true, ..f }));
+    if let Ok((_, before)) = before {
+        let gone = |f: &Finding| f.is_error() && !findings.iter().any(|x| (x.place, x.what) == (f.place, f.what));
+        let healed: Vec<_> = before.into_iter().filter(gone).map(|f| Finding { repaired: true, ..f }).collect();
+        figures.errors += healed.len() as u64;
+        figures.repaired += healed.len() as u64;
+        findings.extend(healed);
     }
     report(a, &name, &figures, &findings)
 }

@@ -623,6 +623,11 @@ fn lost_contents_are_named_and_the_advice_helps() {
     let text = String::from_utf8_lossy(&h.run(&["fsck", "--json", "v"]).stdout).into_owned();
     assert!(text.contains("\"clean\":false,\"cleanly_unmounted\":true"), "{text}");
     assert!(text.contains("\"path\":\"/dir/file\",\"lost_from\":8192,\"lost_bytes\":4096"), "{text}");
+    // What opening the volume heals counts as repaired, also where something else is left.
+    b[1024 * 4096 + 20] ^= 0x40;
+    h.file("both", &b);
+    let text = String::from_utf8_lossy(&h.run(&["fsck", "-p", "both"]).stdout).into_owned();
+    assert!(text.contains("both: 1 error left, 1 repaired; restore"), "{text}");
     h.ok(&["rm", "v:/dir/file"]);
     // What can be repaired is said to be.
     let mut b = std::fs::read(h.dir.join("v")).unwrap();
