@@ -616,7 +616,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 fn parse_k(text: &str) -> Result<u32, String> {
     let k: i128 = text.parse().map_err(|_| "it has to be a whole number".to_string())?;
     if k < 1 {
-        return Err("it must be at least 1".to_string());
+        return Err("-k must be at least 1".to_string());
     }
     u32::try_from(k).map_err(|_| "it is too large".to_string())
 }

@@ -180,7 +180,7 @@ fn searches() {
     for i in 0..5 {
         h.ok(&["insert", "v:/c", "--vector", &format!("{i},0")]);
     }
-    h.fails(2, "must be at least 1", &["search", "v:/c", "--vector", "0,0", "-k", "0"]);
+    h.fails(2, "-k must be at least 1", &["search", "v:/c", "--vector", "0,0", "-k", "0"]);
     h.fails(2, "at most", &["search", "v:/c", "--vector", "0,0", "-k", "4000000000"]);
     // k larger than the collection: all of it.
     let all = h.ok(&["search", "v:/c", "--vector", "0,0", "-k", "1000"]);
@@ -684,8 +684,8 @@ fn wrong_usage_is_one_line() {
     h.collection("c", "2", "l2");
     h.ok(&["insert", "v:/c", "--vector", "1,2"]);
     for (code, say, args) in [
-        (2, "must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "-1"][..]),
-        (2, "must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "0"]),
+        (2, "-k must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "-1"][..]),
+        (2, "-k must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "0"]),
         (2, "f1 is no record id", &["get", "v:/c", "f1"]),
         (2, "-7 is no record id", &["get", "v:/c", "-7"]),
         (2, "-7 is no record id", &["delete", "v:/c", "-7"]),
