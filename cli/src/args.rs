@@ -21,7 +21,7 @@ pub struct Mkfs {
     #[arg(short = 'U', long, value_name = "UUID", value_parser = parse_uuid)]
     pub uuid: Option<[u8; 16]>,
     /// Size of the volume: bytes, or with K, M, G, T, P (powers of 1024). Makes or extends an image file; all of the target if not given
-    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(short, long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_size)]
     pub size: Option<u64>,
     /// Copies of metadata
     #[arg(long, value_enum, default_value = "dup")]
@@ -236,7 +236,7 @@ pub struct CreateCollection {
     /// Directory: under a mount, or TARGET:/path
     pub path: OsString,
     /// Dimension of the vectors, 1 to 65536
-    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "D", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub dim: u32,
     /// How distances are measured
     #[arg(long, value_enum)]
@@ -313,7 +313,7 @@ pub struct Insert {
     #[arg(long, value_enum, default_value = "batch")]
     pub sync: Sync,
     /// Records of a batch
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value = "1000", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub batch: u32,
     /// Print a summary as JSON
     #[arg(long)]
@@ -366,7 +366,7 @@ pub struct Search {
     #[command(flatten)]
     pub source: VectorSource,
     /// Most results of a query [default: 10, with --radius all]
-    #[arg(short, long = "neighbours", value_name = "K")]
+    #[arg(short, long = "neighbours", value_name = "K", allow_negative_numbers = true, value_parser = parse_k)]
     pub k: Option<u32>,
     /// Only records whose attributes match
     #[arg(long = "where", value_name = "EXPR")]
@@ -375,13 +375,13 @@ pub struct Search {
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub radius: Option<f64>,
     /// hnsw: candidates while searching
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub ef: Option<u32>,
     /// ivf: lists to look at (default a seventh, at least 40 or three quarters of fewer)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub nprobe: Option<u32>,
     /// pq, lsh: candidates to compare exactly (default 10 for each result and at least 100; lsh twice as many)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub rerank: Option<u32>,
     /// Compare with every vector, whatever the index kind
     #[arg(long)]
@@ -403,7 +403,7 @@ pub struct Get {
     /// Collection: under a mount, or TARGET:/path
     pub path: OsString,
     /// Record ids
-    #[arg(required = true)]
+    #[arg(required = true, allow_negative_numbers = true, value_parser = parse_id)]
     pub ids: Vec<u64>,
     /// Print one JSON object for each record, with its vector
     #[arg(long)]
@@ -425,7 +425,7 @@ pub struct List {
     #[arg(long, requires = "json")]
     pub vectors: bool,
     /// Stop after this many
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     pub limit: Option<u64>,
 }
 
@@ -455,6 +455,7 @@ pub struct Delete {
     /// Collection: under a mount, or TARGET:/path
     pub path: OsString,
     /// Record ids
+    #[arg(allow_negative_numbers = true, value_parser = parse_id)]
     pub ids: Vec<u64>,
     /// All records whose attributes match
     #[arg(long = "where", value_name = "EXPR")]
@@ -607,7 +608,27 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         _ => return Err(format!("'{suffix}' is no unit (K, M, G, T, P)")),
     };
     let n: u64 = digits.parse().map_err(|_| "not a size, write 64M or 10G".to_string())?;
-    n.checked_mul(1 << shift).ok_or_else(|| "too large".to_string())
+    // Offsets in files are signed.
+    n.checked_mul(1 << shift).filter(|n| i64::try_from(*n).is_ok()).ok_or_else(|| "too large".to_string())
+}
+
+/// A number of results.
+fn parse_k(text: &str) -> Result<u32, String> {
+    let k: i128 = text.parse().map_err(|_| "it has to be a whole number".to_string())?;
+    if k < 1 {
+        return Err("-k must be at least 1".to_string());
+    }
+    u32::try_from(k).map_err(|_| "it is too large".to_string())
+}
+
+/// A record id.
+fn parse_id(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text} is no record id (an integer from 0 on)"))
+}
+
+/// A number of things.
+fn parse_count(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it has to be a whole number from 0 on".to_string())
 }
 
 /// A UUID in its usual form, dashes optional.
@@ -648,7 +669,7 @@ mod tests {
         assert_eq!(parse_size("64M"), Ok(64 << 20));
         assert_eq!(parse_size("8TiB"), Ok(8 << 40));
         assert_eq!(parse_size("2gb"), Ok(2 << 30));
-        for bad in ["", "M", "1X", "-1", "1.5G", "99999999P"] {
+        for bad in ["", "M", "1X", "-1", "1.5G", "9000P", "99999999P"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
     }

@@ -2,12 +2,13 @@
 //! How the programs fail: one line on stderr that names the cause and the fix, and an exit code.
 
 use std::fmt;
+use std::process::ExitCode;
 
 /// Exit codes of `vexfs` (mkfs.vexfs uses the same, fsck.vexfs those of fsck(8)).
 pub mod code {
     /// Something went wrong that has no code of its own.
     pub const FAILED: u8 = 1;
-    /// The command line or an input file is wrong; nothing was changed.
+    /// The command line or an input file is wrong. Nothing was changed, but for what the message says was done before.
     pub const USAGE: u8 = 2;
     /// What was named does not exist.
     pub const NOT_FOUND: u8 = 3;
@@ -78,6 +79,29 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+/// Says what is wrong with the command line in one line; gives `code`. Help and version are no mistakes.
+pub fn usage(program: &str, e: &clap::Error, code: u8) -> ExitCode {
+    use clap::error::ErrorKind as K;
+    if matches!(e.kind(), K::DisplayHelp | K::DisplayVersion | K::DisplayHelpOnMissingArgumentOrSubcommand) {
+        let _ = e.print();
+        return ExitCode::from(if e.use_stderr() { code } else { 0 });
+    }
+    eprintln!("{program}: {}; see {program} --help", usage_text(&e.to_string()));
+    ExitCode::from(code)
+}
+
+/// Of what clap says: the mistake, and what it may have been meant to be.
+fn usage_text(text: &str) -> String {
+    let line = |part: &str| part.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let mut parts = text.split("\n\n");
+    let mistake = line(parts.next().unwrap_or(text));
+    let mistake = mistake.strip_prefix("error: ").unwrap_or(&mistake).to_string();
+    match parts.map(line).find(|p| p.starts_with("tip: ") && p.contains("similar")) {
+        Some(tip) => format!("{mistake} ({})", tip.trim_start_matches("tip: ")),
+        None => mistake,
     }
 }
 

@@ -112,7 +112,7 @@ fn open(a: &Mkfs, name: &str) -> Done<FileDevice> {
         if let Some(what) = known {
             fail!(code::EXISTS, "{name}: holds {what}; to overwrite it, which loses all that is on it, use -f");
         }
-        if meta.is_file() && probe::has_data(&device).map_err(|e| Failure::io(name, &e))? {
+        if meta.is_file() && probe::has_data(&a.target).map_err(|e| Failure::io(name, &e))? {
             fail!(code::EXISTS, "{name}: is a file with contents; to overwrite them use -f");
         }
     }

@@ -6,7 +6,7 @@ use crate::fail;
 use crate::fail::{code, Done, Failure};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use vexfs_embedded::{FilesError, Host, HostOptions, OpenError, OpenErrorKind};
 
 /// Where a path leads.
@@ -46,6 +46,10 @@ impl Place {
             Place::Mounted(path) if path.exists() => {
                 fail!(code::USAGE, "{}: is no TARGET:/path; on a mounted volume use {tool}", path.display())
             }
+            Place::Mounted(path) if inside_meant(&path).is_some() => {
+                let fix = inside_meant(&path).unwrap_or_default();
+                fail!(code::USAGE, "{}: no such file; to mean one inside the image write {fix}", path.display())
+            }
             Place::Mounted(path) => match path.as_os_str().as_bytes().windows(2).position(|w| w == b":/") {
                 Some(i) => {
                     let target = String::from_utf8_lossy(&path.as_os_str().as_bytes()[..i]).into_owned();
@@ -59,22 +63,36 @@ impl Place {
     }
 }
 
+/// What a path that does not exist was meant to be, if it is an image or device, a colon and no slash after it.
+pub fn inside_meant(path: &Path) -> Option<String> {
+    let bytes = path.as_os_str().as_bytes();
+    let colons = bytes.iter().enumerate().filter(|(_, b)| **b == b':').map(|(i, _)| i);
+    colons.filter(|i| *i > 0 && bytes.get(i + 1) != Some(&b'/')).find_map(|i| {
+        let target = Path::new(OsStr::from_bytes(&bytes[..i]));
+        let rest = String::from_utf8_lossy(&bytes[i + 1..]);
+        std::fs::metadata(target).is_ok_and(|m| !m.is_dir()).then(|| format!("{}:/{rest}", target.display()))
+    })
+}
+
 /// Opens a volume for reading only, so that it is not changed and others may read it too.
-pub fn open_to_read(target: &std::path::Path) -> Done<Host> {
+pub fn open_to_read(target: &Path) -> Done<Host> {
     Ok(Host::open_path(target, &HostOptions { read_only: true, ..HostOptions::default() })?)
 }
 
 /// Opens a volume for changes.
-pub fn open_to_write(target: &std::path::Path) -> Done<Host> {
+pub fn open_to_write(target: &Path) -> Done<Host> {
     let host = Host::open_path(target, &HostOptions::default())?;
     if host.read_only() {
+        // Opened for writing it says why not.
+        drop(host);
+        vexfs_embedded::FileDevice::open(target, vexfs_embedded::Access::ReadWrite)?;
         fail!(code::DENIED, "{}: writing is not permitted; check its owner and mode, or run as root", target.display());
     }
     Ok(host)
 }
 
 /// Closes a volume cleanly.
-pub fn close(target: &std::path::Path, host: Host) -> Done {
+pub fn close(target: &Path, host: Host) -> Done {
     host.close().map_err(|e| volume_error(target.display(), e))
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What is on a device before mkfs.vexfs overwrites it: filesystems, partition tables, containers, by their magic numbers.
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use vexfs_core::format::{BLOCK, SUPER_MAGIC, SUPER_SLOTS};
 use vexfs_embedded::Device;
@@ -94,11 +96,32 @@ pub fn contents(device: &dyn Device) -> std::io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Whether the first megabyte holds anything but zeros.
-pub fn has_data(device: &dyn Device) -> std::io::Result<bool> {
-    let mut head = vec![0; usize::try_from(device.len()).unwrap_or(usize::MAX).min(1 << 20)];
-    device.read_at(0, &mut head)?;
-    Ok(head.iter().any(|b| *b != 0))
+/// Bytes that [`has_data`] reads at most.
+const LOOK_MAX: u64 = 1 << 30;
+
+/// Whether the file holds anything but holes and zeros. What is behind a gibibyte of stored zeros is not looked at.
+pub fn has_data(path: &Path) -> std::io::Result<bool> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut buf = vec![0; 1 << 20];
+    let (mut at, mut read) = (0, 0);
+    while at < len && read < LOOK_MAX {
+        // SAFETY: no memory is involved.
+        let data = unsafe { libc::lseek(file.as_raw_fd(), at as libc::off_t, libc::SEEK_DATA) };
+        match u64::try_from(data) {
+            Ok(data) => at = data,
+            Err(_) if std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => break, // only a hole is left
+            Err(_) => {} // a filesystem that does not tell holes
+        }
+        let n = (len - at).min(buf.len() as u64) as usize;
+        file.read_exact_at(&mut buf[..n], at)?;
+        if buf[..n].iter().any(|b| *b != 0) {
+            return Ok(true);
+        }
+        at += n as u64;
+        read += n as u64;
+    }
+    Ok(false)
 }
 
 /// How many partitions the kernel knows on a block device.

@@ -9,10 +9,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use vexfs_client::{Client, ControlFile, Error, Transport};
-use vexfs_core::op::{Cred, Ino};
+use std::time::{Duration, Instant};
+use vexfs_client::{Client, CollectionInfo, ControlFile, Error, Transport};
+use vexfs_core::engine::State;
+use vexfs_core::op::{Cred, Ino, Op};
 use vexfs_embedded::{Files, Host};
+
+/// How long indexing may stand still before nobody waits for it any more.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the command is going to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +65,7 @@ impl Session {
         let name = text.to_string_lossy().into_owned();
         match Place::of(text) {
             Place::Mounted(path) => Session::mounted(&path, name, intent),
-            Place::Inside { target, path } => Session::inside(&target, &path, name, intent),
+            Place::Inside { target, path } => Session::open_inside(&target, &path, name, intent),
         }
     }
 
@@ -85,14 +89,23 @@ impl Session {
                 if file.is_empty() {
                     fail!(code::USAGE, "{shown}: is no file");
                 }
-                Ok((Session::inside(&target, dir, shown, intent)?, file))
+                Ok((Session::open_inside(&target, dir, shown, intent)?, file))
             }
         }
     }
 
     fn mounted(path: &Path, name: String, intent: Intent) -> Done<Session> {
-        let made = (intent == Intent::Create && !path.exists()).then(|| Made::Mounted(path.to_path_buf()));
+        if let (false, Some(fix)) = (path.exists(), place::inside_meant(path)) {
+            fail!(code::USAGE, "{name}: no such directory; to mean one inside the image write {fix}");
+        }
+        let mut made = (intent == Intent::Create && !path.exists()).then(|| Made::Mounted(path.to_path_buf()));
         if made.is_some() {
+            // Nothing is made outside of a VexFS, where it would only be in the way.
+            let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            match ControlFile::open(above) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && above.is_dir() => return Err(not_mounted(&name)),
+                _ => {}
+            }
             std::fs::create_dir(path).map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => Failure::new(
                     code::NOT_FOUND,
@@ -111,17 +124,19 @@ impl Session {
             Ok(m) if !m.is_dir() => fail!(code::NOT_FOUND, "{name}: is no directory; collections are directories"),
             Ok(_) => {}
         }
-        let file = ControlFile::open(path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Failure::new(
-                code::NOT_FOUND,
-                format!("{name}: not on a mounted VexFS (mount one: vexfs mount TARGET DIR, or use TARGET:/path)"),
-            ),
-            _ => Failure::io(&name, &e),
+        let file = ControlFile::open(path).map_err(|e| {
+            if let Some(Made::Mounted(path)) = made.take() {
+                drop(std::fs::remove_dir(path));
+            }
+            match e.kind() {
+                io::ErrorKind::NotFound => not_mounted(&name),
+                _ => Failure::io(&name, &e),
+            }
         })?;
         Ok(Session { client: Client::new(Box::new(file)), volume: None, name, made })
     }
 
-    fn inside(target: &Path, path: &[u8], name: String, intent: Intent) -> Done<Session> {
+    fn open_inside(target: &Path, path: &[u8], name: String, intent: Intent) -> Done<Session> {
         let host = match intent {
             Intent::Read => place::open_to_read(target)?,
             Intent::Change | Intent::Create => place::open_to_write(target)?,
@@ -153,6 +168,14 @@ impl Session {
         f(&mut self.client).map_err(|e| self.failure(&e, None))
     }
 
+    /// The same, without words for a refusal.
+    pub fn try_ask<T>(
+        &mut self,
+        f: impl FnOnce(&mut Client<Box<dyn Transport>>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        f(&mut self.client)
+    }
+
     /// The same, for requests with a filter: a mistake in it is shown at its place.
     pub fn ask_with<T>(
         &mut self,
@@ -165,7 +188,8 @@ impl Session {
         f(&mut self.client).map_err(|e| self.failure(&e, filter))
     }
 
-    fn failure(&self, e: &Error, filter: Option<&str>) -> Failure {
+    /// What a refusal is for the program.
+    pub fn failure(&self, e: &Error, filter: Option<&str>) -> Failure {
         let code = match e {
             Error::Request(_) => code::USAGE,
             e => e.errno().map_or(code::FAILED, code::from_errno),
@@ -188,9 +212,23 @@ impl Session {
             return Ok(());
         }
         let mut bar = None;
+        let (mut before, mut since) = (None, Instant::now());
         loop {
             let info = self.ask(|c| c.info())?;
             if info.pending == 0 && !info.catching_up && !info.populating {
+                if let Some((_, host)) = &self.volume {
+                    // The log gives its space back, which a small volume needs for the index.
+                    // Should that fail, closing fails too, and says so.
+                    let _ = host.call(Op::Checkpoint);
+                }
+                return Ok(());
+            }
+            // A volume that gave up indexes no more.
+            let gone = self.volume.as_ref().is_some_and(|(_, h)| matches!(h.state(), State::Aborted | State::Closed));
+            if before != Some(info.pending) {
+                (before, since) = (Some(info.pending), Instant::now());
+            }
+            if gone || since.elapsed() > PATIENCE {
                 return Ok(());
             }
             let all = info.records + info.files;
@@ -198,6 +236,37 @@ impl Session {
             bar.set_position(all.saturating_sub(info.pending));
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// [`Session::settle`] where the directory is a collection.
+    pub fn settle_collection(&mut self) -> Done {
+        match self.try_ask(|c| c.info()) {
+            Ok(_) => self.settle(),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Says on stderr what makes every search of an image slow: records that its stored index does not hold. Whoever
+    /// only reads takes them into the index in memory, and forgets that again.
+    pub fn warn_unindexed(&mut self) {
+        if self.volume.is_none() {
+            return;
+        }
+        if let Some(i) = self.try_ask(|c| c.info()).ok().filter(Session::unindexed) {
+            let n = show::counted(i.pending, "record");
+            eprintln!("vexfs: {0}: {n} not in the stored index, every search indexes anew; once and for all: vexfs collection reindex {0}", self.name);
+        }
+    }
+
+    /// Whether so much is missing in the stored index that it should be stored anew. (A little is left out whenever a
+    /// volume is closed.)
+    pub fn unindexed(i: &CollectionInfo) -> bool {
+        i.pending > 0 && i.pending.saturating_mul(64) >= i.records + i.files
+    }
+
+    /// Whether the volume is opened in this process, not mounted.
+    pub fn inside(&self) -> bool {
+        self.volume.is_some()
     }
 
     /// The path as it was typed.
@@ -226,6 +295,11 @@ impl Session {
             _ => Ok(()),
         }
     }
+}
+
+fn not_mounted(name: &str) -> Failure {
+    let text = format!("{name}: not on a mounted VexFS (mount one: vexfs mount TARGET DIR, or use TARGET:/path)");
+    Failure::new(code::NOT_FOUND, text)
 }
 
 /// The message, the filter, and a caret under the byte that the message is about.

@@ -3,7 +3,7 @@
 
 use crate::fail::{Done, Failure};
 use base64::Engine;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
 use std::io::{IsTerminal, Write};
 
@@ -94,16 +94,47 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// A number of things: `1 vector`, `2,000 vectors`.
+pub fn counted(n: u64, what: &str) -> String {
+    format!("{} {what}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
+/// A progress bar for `total` bytes; only on a terminal.
+pub fn progress_bytes(total: u64, what: &str) -> ProgressBar {
+    let bar = progress(total, what);
+    let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+    if let (false, Ok(style)) = (bar.is_hidden(), ProgressStyle::with_template(template)) {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// A progress bar for `total` steps of long work; only on a terminal.
 pub fn progress(total: u64, what: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}") {
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {rate} {eta}") {
+        bar.set_style(style.with_key("rate", |s: &ProgressState, w: &mut dyn std::fmt::Write| {
+            let _ = write!(w, "{}/s", count(s.per_sec() as u64));
+        }));
+    }
+    bar.set_message(what.to_string());
+    bar
+}
+
+/// A sign of life for long work of unknown length; only on a terminal.
+pub fn working(what: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {elapsed}") {
         bar.set_style(style);
     }
     bar.set_message(what.to_string());
+    bar.enable_steady_tick(std::time::Duration::from_millis(100));
     bar
 }
 
@@ -132,5 +163,6 @@ mod tests {
         assert_eq!(size(u64::MAX), "16384.0 PiB");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(12), "12");
+        assert_eq!((counted(1, "vector"), counted(1000, "vector")), ("1 vector".into(), "1,000 vectors".into()));
     }
 }

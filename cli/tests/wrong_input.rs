@@ -142,7 +142,11 @@ fn ids_and_attributes() {
     h.file("neg.ids", b"7\n-1\n");
     h.fails(2, "line 2: '-1'", &["insert", "v:/c", "--npy", "v.npy", "--ids", "neg.ids"]);
     h.file("file.ids", b"7\n9223372036854775808\n");
-    h.fails(2, "record 1: its id is above", &["insert", "v:/c", "--npy", "v.npy", "--ids", "file.ids"]);
+    h.fails(
+        2,
+        "file.ids: row 1 (the first is 0): its id is above",
+        &["insert", "v:/c", "--npy", "v.npy", "--ids", "file.ids"],
+    );
     h.file("a.jsonl", b"{\"x\": 1}\n");
     h.fails(2, "only 1 lines for 2 vectors", &["insert", "v:/c", "--npy", "v.npy", "--attrs", "a.jsonl"]);
     h.file("b.jsonl", b"{\"x\": 1}\n{\"x\": }\n");
@@ -163,7 +167,7 @@ fn ids_and_attributes() {
     let o = h.run(&["delete", "v:/c", "5", "8"]);
     assert_eq!(
         (o.status.code(), String::from_utf8_lossy(&o.stdout).into_owned()),
-        (Some(3), "1 records deleted\n".into())
+        (Some(3), "1 record deleted\n".into())
     );
     h.file("up.jsonl", b"{\"x\": 1}\n");
     h.fails(2, "no member \"id\"", &["update", "v:/c", "--attrs", "up.jsonl"]);
@@ -176,7 +180,7 @@ fn searches() {
     for i in 0..5 {
         h.ok(&["insert", "v:/c", "--vector", &format!("{i},0")]);
     }
-    h.fails(2, "at least one result", &["search", "v:/c", "--vector", "0,0", "-k", "0"]);
+    h.fails(2, "-k must be at least 1", &["search", "v:/c", "--vector", "0,0", "-k", "0"]);
     h.fails(2, "at most", &["search", "v:/c", "--vector", "0,0", "-k", "4000000000"]);
     // k larger than the collection: all of it.
     let all = h.ok(&["search", "v:/c", "--vector", "0,0", "-k", "1000"]);
@@ -353,7 +357,7 @@ fn collections_and_paths() {
     assert!(h.ok(&["embed", "v:/plain/f", "--show"]).contains("\"dim\":3,\"stale\":false,\"vector\":[1.0,2.0,3.0]"));
     h.ok(&["embed", "v:/plain/f", "--remove"]);
     h.fails(3, "no embedding", &["embed", "v:/plain/f", "--remove"]);
-    h.fails(1, "only regular files", &["embed", "v:/plain", "--vector", "1,2,3"]);
+    h.fails(2, "only regular files", &["embed", "v:/plain", "--vector", "1,2,3"]);
     // In a collection it has to have the collection's dimension.
     h.ok(&["put", "f", "v:/c"]);
     h.fails(2, "has 3 dimensions, the collection has 2", &["embed", "v:/c/f", "--vector", "1,2,3"]);
@@ -479,4 +483,299 @@ fn names_that_are_no_text() {
     assert_eq!(run(&["cat".as_ref(), name]).stdout, b"contents");
     assert_eq!(h.ok(&["ls", "v:/"]), "x\\xff\\u{1b}[2J\n");
     assert!(h.ok(&["ls", "--json", "v:/"]).contains("\"name_bytes\":\"eP8bWzJK\""));
+}
+
+#[test]
+fn a_missing_slash_makes_no_directory() {
+    let h = Home::new("slash");
+    let create = |path: &'static str| ["collection", "create", path, "--dim", "8", "--metric", "cosine"];
+    std::fs::create_dir(h.dir.join("host")).unwrap();
+    h.fails(2, "write v:/\n", &create("v:"));
+    h.fails(2, "write v:/new", &create("v:new"));
+    h.fails(3, "not on a mounted VexFS", &create("host/sub"));
+    h.fails(2, "write v:/", &["ls", "v:"]);
+    h.ok(&create("v:/c"));
+    h.ok(&["export", "v:/c", "ex"]);
+    h.fails(2, "write v:/", &["import", "v:", "ex"]);
+    for name in ["v:", "v:new", "host/sub"] {
+        assert!(!h.dir.join(name).exists(), "{name} was made");
+    }
+    // An import that fails takes the directory in the image with it.
+    let mut b = std::fs::read(h.dir.join("ex/collection.json")).unwrap();
+    b.splice(..1, *b"{\"m\":1,");
+    std::fs::write(h.dir.join("ex/collection.json"), &b).unwrap();
+    let o = h.run(&["import", "v:/other", "ex"]);
+    if !o.status.success() {
+        assert_eq!(h.ok(&["ls", "v:/"]), "c\n");
+    }
+}
+
+#[test]
+fn rows_are_those_of_the_file() {
+    let h = Home::new("rows");
+    h.collection("c", "8", "l2");
+    let mut v: Vec<f32> = (0..40_000).map(|i| i as f32).collect();
+    h.file("good.npy", &npy("<f4", false, "(5000, 8)", &f32s(&v)));
+    v[4500 * 8 + 3] = f32::NAN;
+    h.file("bad.npy", &npy("<f4", false, "(5000, 8)", &f32s(&v)));
+    let text = h.fails(2, "bad.npy: row 4500 ", &["insert", "v:/c", "--npy", "bad.npy"]);
+    assert!(text.contains("4,000 vectors before it were inserted"), "{text}");
+    assert_eq!(h.ok(&["list", "v:/c"]).lines().count(), 4000);
+    // Attributes that are too large, and lines that are none.
+    let long = format!("{{\"x\": \"{}\"}}\n", "y".repeat(70_000));
+    let lines = |bad: &str| {
+        let mut s = "{}\n".repeat(5000).into_bytes();
+        s.splice(3 * 2500..3 * 2501, bad.bytes());
+        s
+    };
+    h.file("long.jsonl", &lines(&long));
+    let text = h.fails(2, "long.jsonl: row 2500 ", &["insert", "v:/c", "--npy", "good.npy", "--attrs", "long.jsonl"]);
+    assert!(text.contains("2,000 vectors before it were inserted"), "{text}");
+    h.file("odd.jsonl", &lines("{]\n"));
+    let text = h.fails(2, "odd.jsonl: line 2501", &["insert", "v:/c", "--npy", "good.npy", "--attrs", "odd.jsonl"]);
+    assert!(text.contains("2,000 vectors before it were inserted"), "{text}");
+    let ids: String = (0..5000).map(|i| format!("{i}\n")).collect();
+    h.file("ids", ids.as_bytes());
+    h.fails(2, "long.jsonl: row 2500 ", &["update", "v:/c", "--attrs", "long.jsonl", "--ids", "ids"]);
+}
+
+#[test]
+fn what_an_early_end_leaves_is_in_the_index() {
+    let h = Home::new("early");
+    h.ok(&["collection", "create", "v:/c", "--dim", "8", "--metric", "cosine"]);
+    let mut v: Vec<f32> = (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32).collect();
+    v[4500 * 8 + 3] = f32::NAN;
+    h.file("bad.npy", &npy("<f4", false, "(5000, 8)", &f32s(&v)));
+    h.fails(2, "row 4500", &["insert", "v:/c", "--npy", "bad.npy"]);
+    assert!(h.ok(&["collection", "info", "v:/c", "--json"]).contains("\"records\":4000"));
+    assert!(h.ok(&["collection", "info", "v:/c", "--json"]).contains("\"pending\":0"));
+    let o = h.run(&["search", "v:/c", "--vector", "1,2,3,4,5,6,7,8"]);
+    assert!(o.stderr.is_empty(), "{}", String::from_utf8_lossy(&o.stderr));
+    // The time that indexing takes is said.
+    h.file("good.npy", &npy("<f4", false, "(4000, 8)", &f32s(&v[..32_000])));
+    assert!(h.ok(&["insert", "v:/c", "--npy", "good.npy", "--json"]).contains("\"indexing_seconds\":"));
+    // One that is killed leaves it to the next: a search says so.
+    h.ok(&["collection", "create", "v:/d", "--dim", "8", "--metric", "cosine"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vexfs"))
+        .args(["insert", "v:/d", "--npy", "good.npy"])
+        .current_dir(&h.dir)
+        .spawn()
+        .unwrap();
+    let inserted = || {
+        let o = h.run(&["info", "v", "--json"]);
+        String::from_utf8_lossy(&o.stdout).contains("in use")
+    };
+    for _ in 0..200 {
+        if inserted() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    let killed = child.kill().is_ok() && !child.wait().unwrap().success();
+    let info = h.ok(&["collection", "info", "v:/d", "--json"]);
+    if killed && !info.contains("\"records\":0,") {
+        let o = h.run(&["search", "v:/d", "--vector", "1,2,3,4,5,6,7,8"]);
+        let text = String::from_utf8_lossy(&o.stderr);
+        assert_eq!(text.matches("vexfs collection reindex v:/d").count(), 1, "{text}{info}");
+        assert!(h.ok(&["collection", "info", "v:/d"]).contains("vexfs collection reindex v:/d"));
+        h.ok(&["collection", "reindex", "v:/d"]);
+        assert!(h.run(&["search", "v:/d", "--vector", "1,2,3,4,5,6,7,8"]).stderr.is_empty());
+    }
+}
+
+#[test]
+fn embeddings_that_no_search_would_find() {
+    let h = Home::new("embed");
+    h.collection("c", "2", "cosine");
+    h.file("f", b"x");
+    h.ok(&["put", "f", "v:/c"]);
+    h.fails(2, "v:/c/f: a zero vector", &["embed", "v:/c/f", "--vector", "0,-0"]);
+    h.fails(3, "v:/c/f", &["embed", "v:/c/f", "--show"]);
+    h.fails(3, "v:/c/g: no such file", &["embed", "v:/c/g", "--vector", "1"]);
+    h.fails(2, "has 1 dimensions", &["embed", "v:/c/f", "--vector", "1"]);
+    // For another metric zero is a vector like any other.
+    h.collection("l", "2", "l2");
+    h.ok(&["put", "f", "v:/l"]);
+    h.ok(&["embed", "v:/l/f", "--vector", "0,0"]);
+}
+
+#[test]
+fn a_put_that_fails_names_the_side() {
+    let h = Home::new("put");
+    h.file("x.bin", b"x");
+    h.fails(3, "v:/nodir/x: no such directory above it", &["put", "x.bin", "v:/nodir/x"]);
+    h.fails(4, "v:/.vexfs: the name .vexfs", &["put", "x.bin", "v:/.vexfs"]);
+    h.fails(3, "y.bin: No such file", &["put", "y.bin", "v:/x"]);
+}
+
+#[test]
+fn lost_contents_are_named_and_the_advice_helps() {
+    let h = Home::new("lost");
+    let contents: Vec<u8> = (0..40_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    h.file("f", &contents);
+    h.ok(&["mkdir", "v:/dir"]);
+    h.ok(&["put", "f", "v:/dir/file"]);
+    let mut b = std::fs::read(h.dir.join("v")).unwrap();
+    let place = (32..b.len() / 4096).map(|n| n * 4096).find(|at| b[*at..].starts_with(&contents[8192..12_288]));
+    b[place.unwrap() + 5] ^= 1;
+    h.file("v", &b);
+    for args in [&["fsck", "-n", "v"][..], &["fsck", "-p", "v"], &["fsck", "-y", "v"], &["scrub", "v"]] {
+        let o = h.run(args);
+        let text = String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned();
+        assert_eq!(o.status.code(), Some(if args[0] == "scrub" { 7 } else { 4 }), "{text}");
+        assert!(text.contains("/dir/file: inode 3: bytes 8192 to 12287 "), "{text}");
+        assert!(text.contains("restore or delete the files with lost contents; fsck cannot repair them"), "{text}");
+        assert!(!text.contains("fsck.vexfs -"), "{text}");
+    }
+    let text = String::from_utf8_lossy(&h.run(&["fsck", "--json", "v"]).stdout).into_owned();
+    assert!(text.contains("\"clean\":false,\"cleanly_unmounted\":true"), "{text}");
+    assert!(text.contains("\"path\":\"/dir/file\",\"lost_from\":8192,\"lost_bytes\":4096"), "{text}");
+    // What opening the volume heals counts as repaired, also where something else is left.
+    b[1024 * 4096 + 20] ^= 0x40;
+    h.file("both", &b);
+    let text = String::from_utf8_lossy(&h.run(&["fsck", "-p", "both"]).stdout).into_owned();
+    assert!(text.contains("both: 1 error left, 1 repaired; restore"), "{text}");
+    h.ok(&["rm", "v:/dir/file"]);
+    // What can be repaired is said to be.
+    let mut b = std::fs::read(h.dir.join("v")).unwrap();
+    b[1024 * 4096 + 20] ^= 0x40;
+    h.file("v", &b);
+    let text = String::from_utf8_lossy(&h.run(&["fsck", "-n", "v"]).stdout).into_owned();
+    assert!(text.contains("superblock in block 1024: is damaged") && text.contains("fsck.vexfs -p v"), "{text}");
+    assert!(h.ok(&["info", "v"]).contains("1 damaged, 3 good; repair: fsck.vexfs -p v"));
+}
+
+#[test]
+fn targets_that_are_no_volume() {
+    let h = Home::new("targets");
+    assert!(!h.ok(&["info", "v"]).contains("of 4"));
+    h.file("empty", b"");
+    h.fails(7, "the file is empty", &["info", "empty"]);
+    h.fails(8, "the file is empty", &["fsck", "-n", "empty"]);
+    h.fails(7, "the file is empty", &["scrub", "empty"]);
+    h.fails(2, "neither an image file nor a block device", &["info", "/dev/null"]);
+    let whole = std::fs::read(h.dir.join("v")).unwrap();
+    h.file("half", &whole[..whole.len() / 2]);
+    for (code, args) in
+        [(7, &["ls", "half:/"][..]), (7, &["info", "half"]), (7, &["scrub", "half"]), (8, &["fsck", "half"])]
+    {
+        h.fails(code, "shorter than the volume that was made on it; copy it again", args);
+    }
+    h.fails(8, "nope: no such file or device\n", &["fsck", "nope"]);
+    h.fails(3, "the directory nodir does not exist", &["mkfs", "nodir/b.img", "-s", "64M"]);
+    h.fails(2, "too large", &["mkfs", "big", "-s", "9000P"]);
+    std::fs::create_dir(h.dir.join("d")).unwrap();
+    h.fails(2, "threads: at least 1", &["mount", "v", "d", "-o", "threads=0"]);
+    h.collection("c", "2", "l2");
+    assert_eq!(h.ok(&["collection", "drop", "v:/c", "--json"]), "{\"path\":\"v:/c\",\"dropped\":true}\n");
+}
+
+#[test]
+fn data_behind_the_first_megabyte_is_not_overwritten() {
+    use std::os::unix::fs::FileExt;
+    let h = Home::new("behind");
+    let f = std::fs::File::create(h.dir.join("disk")).unwrap();
+    f.set_len(64 << 20).unwrap();
+    f.write_all_at(&vec![0; 4 << 20], 0).unwrap();
+    h.ok(&["mkfs", "-q", "disk"]);
+    let f = std::fs::File::create(h.dir.join("disk")).unwrap();
+    f.set_len(64 << 20).unwrap();
+    f.write_all_at(b"precious", 40 << 20).unwrap();
+    h.fails(4, "is a file with contents", &["mkfs", "disk"]);
+    h.ok(&["mkfs", "-q", "-f", "disk"]);
+}
+
+#[test]
+fn wrong_usage_is_one_line() {
+    let h = Home::new("usage");
+    h.collection("c", "2", "l2");
+    h.ok(&["insert", "v:/c", "--vector", "1,2"]);
+    for (code, say, args) in [
+        (2, "-k must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "-1"][..]),
+        (2, "-k must be at least 1", &["search", "v:/c", "--vector", "1,2", "-k", "0"]),
+        (2, "f1 is no record id", &["get", "v:/c", "f1"]),
+        (2, "-7 is no record id", &["get", "v:/c", "-7"]),
+        (2, "-7 is no record id", &["delete", "v:/c", "-7"]),
+        (2, "'search'", &["serch", "v:/c"]),
+        (2, "--dim <D>", &["collection", "create", "v:/d"]),
+        (16, "'--bogus'", &["fsck", "--bogus", "v"]),
+        (16, "<TARGET>", &["fsck"]),
+        (3, "no record 8, 9\n", &["get", "v:/c", "8", "9"]),
+    ] {
+        let text = h.fails(code, say, args);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains("tip:"), "{text}");
+        assert!(code == 3 || text.ends_with("--help\n"), "{text}");
+    }
+    let o = h.run(&["delete", "v:/c", "0", "8", "9"]);
+    assert_eq!(String::from_utf8_lossy(&o.stderr), "vexfs: v:/c: no record 8, 9\n");
+    h.file("a.jsonl", b"{\"id\": 5, \"x\": 1}\n");
+    let o = h.run(&["update", "v:/c", "--attrs", "a.jsonl"]);
+    assert_eq!(String::from_utf8_lossy(&o.stderr), "vexfs: v:/c: no record 5\n");
+}
+
+#[test]
+fn vectors_from_the_standard_input() {
+    let h = Home::new("stdin");
+    h.collection("c", "2", "l2");
+    h.file("v.npy", &npy("<f4", false, "(2, 2)", &f32s(&[1., 2., 3., 4.])));
+    for name in ["-", "/dev/stdin"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vexfs"))
+            .args(["insert", "v:/c", "--npy", name])
+            .current_dir(&h.dir)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let bytes = std::fs::read(h.dir.join("v.npy")).unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), &bytes).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(h.ok(&["list", "v:/c"]).lines().count(), 4);
+}
+
+#[test]
+fn man_pages_are_whole() {
+    let h = Home::new("man");
+    h.ok(&["man", "man"]);
+    for e in std::fs::read_dir(h.dir.join("man")).unwrap() {
+        let path = e.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("EXTRA"), "{path:?}");
+        assert!(!text.contains("help(1)"), "{path:?} refers to a page about help");
+    }
+    assert!(h.dir.join("man/mount.fuse.vexfs.8").exists());
+}
+
+/// A loop device that refuses writes; `None` where none can be had.
+fn read_only_loop(image: &Path) -> Option<String> {
+    let o = Command::new("losetup").args(["-r", "-f", "--show"]).arg(image).output().ok()?;
+    o.status.success().then(|| String::from_utf8_lossy(&o.stdout).trim().to_string())
+}
+
+#[test]
+fn read_only_devices() {
+    let h = Home::new("readonly");
+    h.collection("c", "2", "l2");
+    std::fs::create_dir(h.dir.join("d")).unwrap();
+    let Some(device) = read_only_loop(&h.dir.join("v")) else { return };
+    let inside = format!("{device}:/c");
+    let checks = [
+        h.run(&["insert", &inside, "--vector", "1,2"]),
+        h.run(&["mkfs", "-f", &device]),
+        h.run(&["search", &inside, "--vector", "1,2"]),
+        h.run(&["mount", &device, "d"]),
+    ];
+    if checks[3].status.success() {
+        h.ok(&["umount", "d"]);
+    }
+    let _ = Command::new("losetup").args(["-d", &device]).status();
+    let text = |o: &Output| String::from_utf8_lossy(&o.stderr).into_owned();
+    for o in &checks[..2] {
+        assert_eq!(o.status.code(), Some(5), "{}", text(o));
+        assert!(text(o).contains("the device is read-only"), "{}", text(o));
+    }
+    assert!(checks[2].status.success(), "{}", text(&checks[2]));
+    // Mounted without changes, unless this machine has no FUSE.
+    assert!(!text(&checks[3]).contains("I/O error"), "{}", text(&checks[3]));
 }

@@ -61,9 +61,10 @@ pub struct FileDevice {
     block_device: bool,
 }
 
-// Linux ioctl numbers: _IOR(0x12, 114, size_t) and _IO(0x12, 119).
+// Linux ioctl numbers: _IOR(0x12, 114, size_t), _IO(0x12, 119) and _IO(0x12, 94).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 const BLKDISCARD: libc::c_ulong = 0x1277;
+const BLKROGET: libc::c_ulong = 0x125e;
 
 /// How long to wait for a lock that is held for a moment only (udev probes block devices under one).
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -92,7 +93,12 @@ impl FileDevice {
         let open = |write: bool| {
             // O_EXCL on a block device: the kernel refuses it while the device is mounted or held.
             let excl = if block_device { libc::O_EXCL } else { 0 };
-            OpenOptions::new().read(true).write(write).custom_flags(excl).open(path)
+            let file = OpenOptions::new().read(true).write(write).custom_flags(excl).open(path)?;
+            // The kernel opens a read-only block device for writing, and fails the writes.
+            if write && block_device && write_protected(&file) {
+                return Err(io::Error::from_raw_os_error(libc::EROFS));
+            }
+            Ok(file)
         };
         let opened = match access {
             Access::ReadOnly => open(false).map(|f| (f, true)),
@@ -112,6 +118,15 @@ impl FileDevice {
                     None => "it is in use by the kernel or by another process".to_string(),
                 };
                 return Err(OpenError::new(Kind::InUse, format!("{name}: {fix}")));
+            }
+            Err(e) if block_device && e.raw_os_error() == Some(libc::EROFS) => {
+                return Err(OpenError::new(
+                    Kind::Denied,
+                    format!(
+                        "{name}: the device is read-only, it can only be mounted (-o ro) and read; \
+                         to make it writable: blockdev --setrw {name}"
+                    ),
+                ));
             }
             Err(e) => return Err(open_error(path, &e)),
         };
@@ -146,7 +161,13 @@ impl FileDevice {
     /// Makes the image file `path` with `len` bytes (sparse) or gives an existing one that size, and opens it.
     pub fn create(path: impl AsRef<Path>, len: u64) -> Result<FileDevice, OpenError> {
         let path = path.as_ref();
-        OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|e| open_error(path, &e))?;
+        OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|e| match path.parent() {
+            Some(dir) if e.kind() == io::ErrorKind::NotFound => {
+                let text = format!("{}: the directory {} does not exist", path.display(), dir.display());
+                OpenError::new(Kind::NotFound, text)
+            }
+            _ => open_error(path, &e),
+        })?;
         let mut device = FileDevice::open(path, Access::ReadWrite)?;
         if !device.block_device && device.len != len {
             device.file.set_len(len).map_err(|e| {
@@ -221,6 +242,13 @@ impl Device for FileDevice {
             Err(io::Error::last_os_error())
         }
     }
+}
+
+/// Whether the block device refuses writes.
+fn write_protected(file: &File) -> bool {
+    let mut flag: libc::c_int = 0;
+    // SAFETY: the ioctl writes one int to the pointer.
+    unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET as _, &mut flag) == 0 && flag != 0 }
 }
 
 /// Text for an error of open(2) and its relatives.

@@ -47,7 +47,8 @@ impl OpenError {
         self.kind
     }
 
-    pub(crate) fn from_core(name: &str, e: Error) -> OpenError {
+    /// Why the volume called `name` could not be opened, from what the core says.
+    pub fn from_core(name: &str, e: Error) -> OpenError {
         use OpenErrorKind as K;
         let (kind, text) = match e {
             Error::NotVexfs => (K::NotVexfs, format!("no VexFS on it; make one: mkfs.vexfs {name}")),

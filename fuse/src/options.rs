@@ -128,7 +128,10 @@ impl MountOptions {
             "relatime" | "atime" => self.atime = Atime::Relative,
             "strictatime" => self.atime = Atime::Always,
             "fsname" => self.fsname = value.map(str::to_string),
-            "threads" => self.threads = number(1)?.clamp(1, 256) as usize,
+            "threads" => match number(1)? {
+                0 => return Err(OptionError("mount option threads: at least 1 is needed".to_string())),
+                n => self.threads = n.min(256) as usize,
+            },
             "cache_mb" => self.cache_bytes = number(1 << 20)?.clamp(1 << 20, 1 << 40) as usize,
             "log_mb" => self.log_bytes = number(1 << 20)?.clamp(1 << 20, 1 << 40),
             "powercut" => {

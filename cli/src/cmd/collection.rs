@@ -142,6 +142,9 @@ fn info(a: &PathJson) -> Done {
     for (what, value) in rows {
         show::line(format!("  {what:38} {value}"))?;
     }
+    if s.inside() && Session::unindexed(&info) {
+        show::line(format!("  every search indexes anew; once and for all: vexfs collection reindex {}", s.name()))?;
+    }
     if info.populating {
         show::line("  files that were there before are still being taken in")?;
     }
@@ -162,14 +165,19 @@ fn reindex(a: &Reindex) -> Done {
 fn drop_collection(a: &PathJson) -> Done {
     let mut s = Session::open(&a.path, Intent::Change)?;
     let done = s.ask(|c| c.drop_collection());
+    let name = s.name().to_string();
     s.close()?;
-    done
+    done?;
+    if a.json {
+        return show::line(json!({"path": name, "dropped": true}));
+    }
+    Ok(())
 }
 
 fn summary(i: &CollectionInfo) -> String {
     format!(
-        "{} vectors of {} dimensions, {}, {}",
-        show::count(i.records + i.files),
+        "{} of {} dimensions, {}, {}",
+        show::counted(i.records + i.files, "vector"),
         i.schema.dim,
         i.schema.metric,
         i.schema.index

@@ -23,10 +23,57 @@ pub fn man(a: &Man) -> Done {
     for program in [Mkfs::command(), Fsck::command()] {
         page(&a.dir, program.get_name().to_string(), "8", program)?;
     }
-    let mut vexfs = Vexfs::command();
+    let file = a.dir.join("mount.fuse.vexfs.8");
+    std::fs::write(&file, MOUNT_PAGE).map_err(|e| Failure::io(file.display(), &e))?;
+    // There are no pages about `help`.
+    let mut vexfs = Vexfs::command().disable_help_subcommand(true);
+    for name in vexfs.get_subcommands().map(|c| c.get_name().to_string()).collect::<Vec<_>>() {
+        vexfs = vexfs.mut_subcommand(name, |c| c.disable_help_subcommand(true));
+    }
     vexfs.build();
     pages_below(&a.dir, &vexfs, "vexfs")
 }
+
+/// The page of the mount helper, which reads its arguments itself.
+const MOUNT_PAGE: &str = r#".ie \n(.g .ds Aq \(aq
+.el .ds Aq '
+.TH mount.fuse.vexfs 8 "" "" "VexFS"
+.SH NAME
+mount.fuse.vexfs \- mount a VexFS volume through FUSE
+.SH SYNOPSIS
+\fBmount \-t fuse.vexfs\fR [\fB\-o\fR \fIOPTIONS\fR] \fISOURCE\fR \fIDIR\fR
+.br
+\fBmount.fuse.vexfs\fR \fISOURCE\fR \fIDIR\fR [\fB\-o\fR \fIOPTIONS\fR] [\fB\-\-foreground\fR]
+.SH DESCRIPTION
+Mounts the volume in the image file or block device \fISOURCE\fR on the directory \fIDIR\fR. \fBmount\fR(8) runs this
+program, also for lines of \fBfstab\fR(5) whose type is fuse.vexfs; people type \fBvexfs mount\fR.
+.SH OPTIONS
+.TP
+\fBro\fR, \fBrw\fR
+without or with changes
+.TP
+\fBallow_other\fR
+other users than the one that mounts may use it
+.TP
+\fBdev\fR, \fBnodev\fR, \fBsuid\fR, \fBnosuid\fR, \fBexec\fR, \fBnoexec\fR, \fBsync\fR, \fBasync\fR
+as in \fBmount\fR(8)
+.TP
+\fBnoatime\fR, \fBrelatime\fR, \fBstrictatime\fR
+when reading renews the access time
+.TP
+\fBfsname=\fR\fINAME\fR
+name in the table of mounts
+.TP
+\fBthreads=\fR\fIN\fR
+threads that read requests, 1 to 256 (16)
+.TP
+\fBcache_mb=\fR\fIN\fR, \fBlog_mb=\fR\fIN\fR
+MiB for the cache of tree nodes, and of log before a checkpoint
+.SH EXIT STATUS
+0 mounted; 1 wrong usage; 32 the mount failed.
+.SH SEE ALSO
+\fBvexfs\fR(1), \fBmkfs.vexfs\fR(8), \fBfsck.vexfs\fR(8), \fBmount\fR(8)
+"#;
 
 /// The page of a command and those of its commands. (Two levels of commands; no recursion is needed.)
 fn pages_below(dir: &Path, command: &Command, name: &str) -> Done {
@@ -46,5 +93,9 @@ fn page(dir: &Path, name: String, section: &str, command: Command) -> Done {
     let mut out = Vec::new();
     let page = clap_mangen::Man::new(command).title(name).section(section.to_string()).manual("VexFS");
     page.render(&mut out).map_err(|e| Failure::io(file.display(), &e))?;
+    // What stands behind the options: exit codes everywhere but in one page.
+    let text = String::from_utf8_lossy(&out);
+    let heading = if text.contains(".SH EXTRA\nExit codes") { ".SH \"EXIT STATUS\"" } else { ".SH NOTES" };
+    let out = text.replace(".SH EXTRA", heading);
     std::fs::write(&file, out).map_err(|e| Failure::io(file.display(), &e))
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use vexfs_core::format::inode_flags;
 use vexfs_core::op::{Attr, Op, Reply};
 use vexfs_core::Error;
-use vexfs_embedded::{Files, Host};
+use vexfs_embedded::{Files, FilesError, Host};
 
 /// Volumes that a command uses, opened once each.
 struct Volumes {
@@ -129,9 +129,7 @@ pub fn cat(a: &Cat) -> Done {
         }
         match files.read_to(attr.ino, &mut std::io::stdout().lock()) {
             Ok(_) => Ok(()),
-            Err(vexfs_embedded::FilesError::Stream(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => {
-                std::process::exit(0)
-            }
+            Err(FilesError::Stream(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
             Err(e) => Err(files_error(text, &e)),
         }
     })
@@ -149,7 +147,7 @@ pub fn put(a: &Put) -> Done {
         }
         let mut result = Ok(());
         for file in &a.files {
-            if let Err(e) = put_one(&files, file, &path, is_dir) {
+            if let Err(e) = put_one(&files, file, &path, &to, is_dir) {
                 result = Err(report_earlier(result, e));
             }
         }
@@ -159,14 +157,15 @@ pub fn put(a: &Put) -> Done {
     volumes.close(result)
 }
 
-fn put_one(files: &Files, file: &Path, to: &[u8], is_dir: bool) -> Done {
-    let mut path = to.to_vec();
+fn put_one(files: &Files, file: &Path, to: &[u8], shown: &str, is_dir: bool) -> Done {
+    let (mut path, mut shown) = (to.to_vec(), shown.to_string());
     if is_dir {
         let Some(name) = file.file_name().filter(|_| file != Path::new("-")) else {
             fail!(code::USAGE, "{}: has no name of its own; say which file to write", file.display());
         };
         path.push(b'/');
         path.extend_from_slice(name.as_bytes());
+        shown = format!("{}/{}", shown.trim_end_matches('/'), show::name(name.as_bytes()));
     }
     let done = if file == Path::new("-") {
         files.write_from(&path, 0o644, &mut std::io::stdin().lock())
@@ -176,9 +175,21 @@ fn put_one(files: &Files, file: &Path, to: &[u8], is_dir: bool) -> Done {
         if meta.is_dir() {
             fail!(code::USAGE, "{}: is a directory; put copies files", file.display());
         }
-        files.write_from(&path, meta.permissions().mode() & 0o7777, &mut source)
+        let bar = show::progress_bytes(meta.len(), &file.display().to_string());
+        let done = files.write_from(&path, meta.permissions().mode() & 0o7777, &mut bar.wrap_read(&mut source));
+        bar.finish_and_clear();
+        done
     };
-    done.map(|_| ()).map_err(|e| files_error(file.display(), &e))
+    done.map(|_| ()).map_err(|e| match e {
+        FilesError::Stream(e) => Failure::io(file.display(), &e),
+        FilesError::Volume(Error::NotFound) => {
+            Failure::new(code::NOT_FOUND, format!("{shown}: no such directory above it; make it: vexfs mkdir -p"))
+        }
+        FilesError::Volume(Error::Exists) if path.rsplit(|b| *b == b'/').next() == Some(b".vexfs") => {
+            Failure::new(code::EXISTS, format!("{shown}: the name .vexfs is that of the control file; use another"))
+        }
+        FilesError::Volume(e) => volume_error(&shown, e),
+    })
 }
 
 /// `vexfs rm`.

@@ -11,6 +11,8 @@ mod search;
 mod transfer;
 mod volume;
 
+pub use search::put_paths;
+
 use crate::args::Command;
 use crate::fail::{Done, Failure};
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Records one by one: get, list, update, delete; and the embeddings of files.
 
-use super::insert::{attrs_bytes, REQUEST_BYTES};
+use super::insert::{attrs_bytes, refusal, Input, REQUEST_BYTES};
 use super::search::put_paths;
 use crate::args::{Delete, Embed, Get, List, Update};
 use crate::data::{from_json, read_ids, to_json, AttrLines, Null, VectorSource};
@@ -11,7 +11,10 @@ use crate::session::{Intent, Session};
 use crate::show;
 use serde::Serialize;
 use serde_json::{json, Map, Value};
-use vexfs_client::{Changed, FileRef, Record, Want};
+use vexfs_client::{Changed, FileRef, Metric, Record, Want};
+
+/// Ids that do not exist which a message names at most.
+const NAMED: usize = 10;
 
 /// A record as one line of JSON. (A struct, so that vectors are printed as the f32 that they are.)
 #[derive(Serialize)]
@@ -131,6 +134,12 @@ pub fn update(a: &Update) -> Done {
     let mut lines = AttrLines::open(&a.attrs)?;
     let mut s = Session::open(&a.path, Intent::Change)?;
     let mut total = Changed::default();
+    let input = Input { ids: a.ids.as_deref(), attrs: Some(&a.attrs), ..Input::default() };
+    let mut missing = Vec::new();
+    let bar = match &given {
+        Some(ids) => show::progress(ids.len() as u64, "updating"),
+        None => show::working("updating"),
+    };
     let mut row = 0;
     let (mut ids, mut attrs, mut bytes) = (Vec::new(), Vec::new(), 0);
     let result = (|| -> Done {
@@ -160,9 +169,16 @@ pub fn update(a: &Update) -> Done {
                 attrs.push(x);
             }
             if !ids.is_empty() && (last || ids.len() >= 1000 || bytes > REQUEST_BYTES / 2) {
-                let done = s.ask(|c| c.update_attrs(&ids, &attrs, a.replace, true))?;
+                let first = (row - ids.len()) as u64;
+                let done = s
+                    .try_ask(|c| c.update_attrs(&ids, &attrs, a.replace, true))
+                    .map_err(|e| refusal(&s, &input, first, e))?;
                 total.done += done.done;
                 total.missing += done.missing;
+                if done.missing > 0 {
+                    absent(&mut s, &ids, &mut missing)?;
+                }
+                bar.inc(ids.len() as u64);
                 ids.clear();
                 attrs.clear();
                 bytes = 0;
@@ -178,41 +194,78 @@ pub fn update(a: &Update) -> Done {
         }
         Ok(())
     })();
+    bar.finish_and_clear();
     let name = s.name().to_string();
     s.close()?;
     result?;
-    report(&name, "updated", total, a.json)
+    report(&name, "updated", total, &missing, a.json)
+}
+
+/// Adds those of the ids that do not exist, as many as are named.
+fn absent(s: &mut Session, ids: &[u64], missing: &mut Vec<u64>) -> Done {
+    for part in ids.chunks(1000) {
+        if missing.len() > NAMED {
+            break;
+        }
+        let got = s.ask(|c| c.get(part, Want::default()))?;
+        missing.extend(got.records.iter().filter(|r| !r.present).map(|r| r.id));
+    }
+    Ok(())
 }
 
 /// `vexfs delete`.
 pub fn delete(a: &Delete) -> Done {
     let mut s = Session::open(&a.path, Intent::Change)?;
+    let mut missing = Vec::new();
+    let bar = show::working("deleting");
     let done = match &a.filter {
         Some(filter) => s.ask_with(Some(filter), |c| c.delete_where(filter, true)),
-        None => s.ask(|c| c.delete(&a.ids, true)),
+        None => {
+            let looked = absent(&mut s, &a.ids, &mut missing);
+            looked.and_then(|()| s.ask(|c| c.delete(&a.ids, true)))
+        }
     };
+    bar.finish_and_clear();
     let name = s.name().to_string();
     s.close()?;
-    report(&name, "deleted", done?, a.json)
+    report(&name, "deleted", done?, &missing, a.json)
 }
 
 /// Says what was done; ids that do not exist are a failure, like files that do not exist.
-fn report(name: &str, what: &str, c: Changed, json: bool) -> Done {
+fn report(name: &str, what: &str, c: Changed, missing: &[u64], json: bool) -> Done {
     if json {
         show::line(json!({what: c.done, "missing": c.missing}))?;
     } else {
-        show::line(format!("{} records {what}", show::count(c.done)))?;
+        show::line(format!("{} {what}", show::counted(c.done, "record")))?;
     }
     if c.missing > 0 {
-        fail!(code::NOT_FOUND, "{name}: {} of the ids do not exist", c.missing);
+        let mut ids: Vec<_> = missing.iter().take(NAMED).map(u64::to_string).collect();
+        if c.missing > ids.len() as u64 && !ids.is_empty() {
+            ids.push(format!("… ({} in all)", show::count(c.missing)));
+        }
+        if ids.is_empty() {
+            fail!(code::NOT_FOUND, "{name}: {} of the ids do not exist", show::count(c.missing));
+        }
+        fail!(code::NOT_FOUND, "{name}: no record {}", ids.join(", "));
     }
     Ok(())
 }
 
-/// The dimension of a directory that is a collection; `None` also if that is not to be known.
-fn dimension(s: &mut Session) -> Option<usize> {
-    // Any reply about records names it, one about a record that is not there too.
-    s.ask(|c| c.get(&[0], Want::default())).ok().map(|r| r.dim as usize)
+/// Dimension and metric of a directory that is a collection; `None` also if that is not to be known.
+fn shape(s: &mut Session) -> Option<(usize, Metric)> {
+    s.ask(|c| c.info()).ok().map(|i| (i.schema.dim as usize, i.schema.metric))
+}
+
+/// Refuses what a collection would keep, but never find.
+fn check_embedding(shown: &str, vector: &[f32], shape: Option<(usize, Metric)>) -> Done {
+    let Some((dim, metric)) = shape else { return Ok(()) };
+    if vector.len() != dim {
+        fail!(code::USAGE, "{shown}: the vector has {} dimensions, the collection has {dim}", vector.len());
+    }
+    if metric == Metric::Cosine && vector.iter().all(|x| *x == 0.0) {
+        fail!(code::USAGE, "{shown}: a zero vector has no direction, which the collection's metric cosine needs");
+    }
+    Ok(())
 }
 
 /// `vexfs embed`.
@@ -230,6 +283,7 @@ pub fn embed(a: &Embed) -> Done {
     let mut vector = Vec::new();
     // Files of one directory share a session.
     let mut open: Option<(std::ffi::OsString, Session)> = None;
+    let mut collection = None;
     let result = (|| -> Done {
         for text in &a.files {
             let dir = std::path::Path::new(text).parent().map(|p| p.as_os_str().to_os_string()).unwrap_or_default();
@@ -243,20 +297,14 @@ pub fn embed(a: &Embed) -> Done {
                     }
                 }
                 _ => {
-                    if let Some((_, s)) = open.take() {
+                    if let Some((_, mut s)) = open.take() {
+                        if !a.source.show {
+                            s.settle_collection()?;
+                        }
                         s.close()?;
                     }
                     let (mut s, name) = Session::open_parent(text, intent)?;
-                    if let (Some(rows), Some(dim)) = (&rows, dimension(&mut s)) {
-                        if rows.dim() != dim {
-                            fail!(
-                                code::USAGE,
-                                "{}: the vector has {} dimensions, the collection has {dim}",
-                                text.to_string_lossy(),
-                                rows.dim()
-                            );
-                        }
-                    }
+                    collection = if rows.is_some() { shape(&mut s) } else { None };
                     open = Some((dir, s));
                     name
                 }
@@ -265,6 +313,9 @@ pub fn embed(a: &Embed) -> Done {
             let file = FileRef::Name(&name);
             let shown = text.to_string_lossy();
             let named = |mut e: Failure, session: &str| {
+                if e.text.ends_with("only regular files carry embeddings") {
+                    e.code = code::USAGE;
+                }
                 // The session is named after the first file of its directory.
                 if let Some(rest) = e.text.strip_prefix(session) {
                     e.text = format!("{shown}{rest}");
@@ -287,6 +338,11 @@ pub fn embed(a: &Embed) -> Done {
                 show::line(serde_json::to_string(&line).map_err(|e| Failure::new(code::FAILED, e.to_string()))?)?;
             } else if let Some(rows) = &mut rows {
                 rows.next(1, &mut vector)?;
+                check_embedding(&shown, &vector, collection).map_err(|e| match s.try_ask(|c| c.embedding(file)) {
+                    // That the file is not there comes first.
+                    Err(gone) if gone.errno() == Some(libc::ENOENT) => named(s.failure(&gone, None), &session),
+                    _ => e,
+                })?;
                 s.ask(|c| c.embed(file, &vector, false)).map_err(|e| named(e, &session))?;
             } else {
                 s.ask(|c| c.remove_embedding(file, false)).map_err(|e| named(e, &session))?;
@@ -299,7 +355,10 @@ pub fn embed(a: &Embed) -> Done {
         }
     })();
     bar.finish_and_clear();
-    if let Some((_, s)) = open {
+    if let Some((_, mut s)) = open {
+        if !a.source.show {
+            s.settle_collection()?;
+        }
         s.close()?;
     }
     result

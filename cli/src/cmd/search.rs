@@ -35,6 +35,7 @@ pub fn search(a: &Search) -> Done {
     let (dim, queries) = a.source.read()?;
     let mut session = Session::open(&a.path, Intent::Read)?;
     effort_fits(a, &mut session)?;
+    session.warn_unindexed();
     // An .ivecs file holds numbers only: its writer refuses wide ids before anything is printed.
     let mut ivecs = a.ivecs.as_deref().map(IvecsWriter::create).transpose()?;
     let total = queries.len() / dim;

@@ -190,8 +190,15 @@ pub fn import(a: &Import) -> Done {
     let mut s = Session::open(&a.path, Intent::Create)?;
     let result = import_all(&mut s, &schema, vectors.as_mut(), &ids, &mut attrs, &names);
     let result = result.and_then(|done| s.settle().map(|()| done));
+    let (records, files, skipped) = match result {
+        Ok(done) => done,
+        Err(e) => {
+            // A directory that was made for it goes again, unless records are in it.
+            s.abandon()?;
+            return Err(e);
+        }
+    };
     s.close()?;
-    let (records, files, skipped) = result?;
     if a.json {
         return show::line(json!({"records": records, "files": files, "files_not_there": skipped}));
     }

@@ -14,6 +14,8 @@ pub use vecs::IvecsWriter;
 
 use crate::fail;
 use crate::fail::{code, Done, Failure};
+use std::io::Seek;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Largest dimension of a vector.
@@ -36,7 +38,7 @@ pub struct VectorSource {
     /// One vector, its elements separated by commas or spaces: '0.1,0.2,0.3'
     #[arg(long, value_name = "NUMBERS", allow_hyphen_values = true)]
     pub vector: Option<String>,
-    /// A NumPy file (.npy): a matrix with a row for each vector, or one vector
+    /// A NumPy file (.npy): a matrix with a row for each vector, or one vector; - is the standard input
     #[arg(long, value_name = "FILE")]
     pub npy: Option<std::path::PathBuf>,
     /// A file in the .fvecs format (each row: int32 dimension, then float32 elements)
@@ -53,6 +55,11 @@ impl VectorSource {
             (_, _, Some(path)) => Ok(Box::new(vecs::Fvecs::open(path)?)),
             _ => fail!(code::USAGE, "no vector given: use --vector, --npy or --fvecs"),
         }
+    }
+
+    /// The file that the vectors are in.
+    pub fn file(&self) -> Option<&Path> {
+        self.npy.as_deref().or(self.fvecs.as_deref())
     }
 
     /// All rows at once.
@@ -107,12 +114,29 @@ impl Rows for Literal {
     }
 }
 
-/// Opens a regular file and gives its length.
+/// The standard input as a file that has a length: what comes is kept in a file without a name.
+fn standard_input() -> Done<(std::fs::File, u64)> {
+    let fail = |e: std::io::Error| Failure::io("standard input", &e);
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(std::env::temp_dir())
+        .map_err(|e| Failure::io(format!("{} (for the standard input)", std::env::temp_dir().display()), &e))?;
+    let len = std::io::copy(&mut std::io::stdin().lock(), &mut file).map_err(fail)?;
+    file.rewind().map_err(fail)?;
+    Ok((file, len))
+}
+
+/// Opens a regular file and gives its length; `-` is the standard input.
 fn open(path: &Path) -> Done<(std::fs::File, u64)> {
+    if path == Path::new("-") || path == Path::new("/dev/stdin") {
+        return standard_input();
+    }
     let file = std::fs::File::open(path).map_err(|e| Failure::io(path.display(), &e))?;
     let meta = file.metadata().map_err(|e| Failure::io(path.display(), &e))?;
     if !meta.is_file() {
-        fail!(code::USAGE, "{}: not a regular file", path.display());
+        fail!(code::USAGE, "{}: not a regular file (- reads the standard input)", path.display());
     }
     Ok((file, meta.len()))
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the checker finds, as values that a program can act on and sentences that a person can read.
 
-use crate::format::{kind, Key};
+use crate::format::{kind, Key, BLOCK};
 use core::fmt;
 
 /// Where something is wrong.
@@ -17,6 +17,17 @@ pub enum Place {
     Inode(u64),
     /// Blocks: the first one and how many.
     Blocks(u64, u64),
+    /// Contents of a file.
+    Data {
+        /// Its inode.
+        ino: u64,
+        /// The first block, counted from the start of the file.
+        from: u64,
+        /// How many blocks.
+        blocks: u64,
+        /// Where the first of them is on the device.
+        addr: u64,
+    },
     /// The allocation group with this number.
     Group(u64),
     /// A slot of a collection: the directory's inode, the slot.
@@ -57,6 +68,17 @@ pub struct Finding {
     pub repair: Repair,
     /// It was put right.
     pub repaired: bool,
+}
+
+impl Place {
+    /// The inode that it belongs to.
+    pub fn inode(&self) -> Option<u64> {
+        match *self {
+            Place::Item(Key { object, .. }) if object != 0 => Some(object),
+            Place::Inode(ino) | Place::Slot(ino, _) | Place::Data { ino, .. } => Some(ino),
+            _ => None,
+        }
+    }
 }
 
 impl Finding {
@@ -108,6 +130,11 @@ impl fmt::Display for Place {
             Place::Inode(i) => write!(f, "inode {i}"),
             Place::Blocks(b, 1) => write!(f, "block {b}"),
             Place::Blocks(b, n) => write!(f, "blocks {b} to {}", b.saturating_add(n.saturating_sub(1))),
+            Place::Data { ino, from, blocks, addr } => {
+                let byte = |b: u64| b.saturating_mul(BLOCK as u64);
+                let end = byte(from.saturating_add(*blocks)).saturating_sub(1);
+                write!(f, "inode {ino}: bytes {} to {end} (in {})", byte(*from), Place::Blocks(*addr, *blocks))
+            }
             Place::Group(g) => write!(f, "allocation group {g}"),
             Place::Slot(c, s) => write!(f, "collection {c}: slot {s}"),
             Place::Log(b) => write!(f, "log group in block {b}"),
@@ -118,11 +145,21 @@ impl fmt::Display for Place {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} is {}", self.place, self.what, self.is)?;
+        match self.what {
+            // The number says no more than the place does.
+            "data" => write!(f, "{} are lost: they are not what was written there", self.place)?,
+            "superblock" if self.repair == Repair::Remark => write!(f, "{}: is empty", self.place)?,
+            "superblock" | "node" => write!(f, "{}: is damaged", self.place)?,
+            _ => write!(f, "{}: {} is {}", self.place, self.what, self.is)?,
+        }
         if let Some(w) = self.want {
             write!(f, ", should be {w}")?;
         }
-        write!(f, " ({})", self.rule)?;
+        match self.what {
+            "data" => {}
+            "superblock" | "node" if self.repair != Repair::Remark => write!(f, " (it should be {})", self.rule)?,
+            _ => write!(f, " ({})", self.rule)?,
+        }
         if self.repaired {
             f.write_str("; repaired")?;
         }

@@ -59,6 +59,16 @@ pub struct Items {
     pub(super) max_ino: u64,
 }
 
+/// `n` blocks of an extent, from its block `first` on, are not what was written.
+fn bad_data(out: &mut Out, k: &Key, e: &Extent, first: u64, n: u64) -> Step<()> {
+    let addr = e.addr.saturating_add(first);
+    if k.kind == kind::EXTENT {
+        let place = Place::Data { ino: k.object, from: k.offset.saturating_add(first), blocks: n, addr };
+        return out.bad(place, "data", addr, "as its checksum says", Repair::No);
+    }
+    out.bad(Place::Blocks(addr, n), "collection whose stored index is damaged", k.object, "readable", Repair::No)
+}
+
 const B: u64 = BLOCK as u64;
 const PIECE: u64 = VALUE_MAX as u64;
 
@@ -568,13 +578,7 @@ impl Check {
             }
             if good {
                 if let Some((first, n)) = bad_from.take() {
-                    out.bad(
-                        Place::Blocks(e.addr.saturating_add(first), n),
-                        "data",
-                        k.object,
-                        "as its checksum says (the number is the inode's)",
-                        Repair::No,
-                    )?;
+                    bad_data(out, k, e, first, n)?;
                 }
             }
             let tail = o.inode.map_or(0, |x| x.size);
@@ -589,13 +593,7 @@ impl Check {
             }
         }
         if let Some((first, n)) = bad_from {
-            out.bad(
-                Place::Blocks(e.addr.saturating_add(first), n),
-                "data",
-                k.object,
-                "as its checksum says (the number is the inode's)",
-                Repair::No,
-            )?;
+            bad_data(out, k, e, first, n)?;
         }
         Ok(())
     }
