@@ -297,7 +297,7 @@ impl Host {
 
     fn wake_tick(&self, ms: u32) {
         if !self.stopped.load(Ordering::Acquire) {
-            // SAFETY: the queue lives until `stop`, which cancels the work after setting `stopped`.
+            // SAFETY: the queue lives until `stop`, which disables the work before it destroys the queue.
             unsafe {
                 c::vexfs_mod_delayed(self.slow_queue.load(Ordering::Acquire), self.tick.get(), c::vexfs_msecs(ms))
             }
@@ -706,8 +706,10 @@ impl Host {
             unsafe { c::shrinker_free(shrinker) };
         }
         self.stopped.store(true, Ordering::Release);
-        // SAFETY: initialised in `open`; each call waits until the work does not run.
-        unsafe { c::cancel_delayed_work_sync(self.tick.get()) };
+        // Disabled, not only cancelled: what still takes finished requests back may have found `stopped` unset and
+        // be about to arm the timer.
+        // SAFETY: initialised in `open`; waits until the work does not run.
+        unsafe { c::disable_delayed_work_sync(self.tick.get()) };
         loop {
             while self.bios.inflight() > 0 {
                 // SAFETY: process context.
