@@ -294,7 +294,7 @@ impl Session {
             unsafe {
                 let p = c::ilookup(fs.sb(), ino as _);
                 if !p.is_null() {
-                    inode::reload(Inode::new(p));
+                    inode::reload_unlocked(Inode::new(p));
                     c::iput(p);
                 }
             }

@@ -318,9 +318,13 @@ unsafe extern "C" fn rename(
                 if held.is_some() {
                     v.ext().hold();
                 }
-                inode::reload(v);
+                if flags & RENAME_EXCHANGE == 0 {
+                    inode::reload(v);
+                } else {
+                    inode::moved(v);
+                }
             }
-            inode::reload(moved);
+            inode::moved(moved);
             inode::reload(dir);
             if new_dir != dir {
                 inode::reload(new_dir);

@@ -172,11 +172,33 @@ fn fill(i: Inode, a: &Attr) -> KResult<()> {
     Ok(())
 }
 
-/// Looks an inode's attributes up again, after a change of them by the core.
+/// Looks an inode's attributes up again, after a change of them by the core. The inode is locked: otherwise a change of
+/// somebody else that comes between the look and the note of it would be undone here.
 pub(crate) fn reload(i: Inode) {
     // If that fails the old ones stay: they are only a copy.
     if let Ok(a) = i.fs().attr(Op::GetAttr { ino: i.ino() }) {
         i.refresh(&a);
+    }
+}
+
+/// The same for who has not locked it.
+pub(crate) fn reload_unlocked(i: Inode) {
+    i.lock();
+    reload(i);
+    i.unlock();
+}
+
+/// After a rename of it. Of a directory that stays in its directory the VFS does not lock the inode; only its time
+/// has changed.
+pub(crate) fn moved(i: Inode) {
+    if !i.is_dir() {
+        return reload(i);
+    }
+    if let Ok(a) = i.fs().attr(Op::GetAttr { ino: i.ino() }) {
+        let [_, _, ctime] = i.times();
+        if a.ctime > ctime {
+            i.set_ctime(a.ctime);
+        }
     }
 }
 

@@ -907,6 +907,54 @@ def test_remount_writable():
     return f"{replayed} log groups replayed, {reads[0]} reads around the remount"
 
 
+@test(quick=True, limit=180)
+def test_attributes_under_requests():
+    """What chmod says stays, though requests through the control file look the same inodes' attributes up meanwhile"""
+    kernel_only()
+    from h_power import DIM
+    mkfs()
+    vex.vexfs("collection", "create", f"{G.main}:/c", "--dim", DIM, "--metric", "l2", "--index", "flat")
+    with mounted() as v:
+        counts, others = mmap.mmap(-1, 4096), []
+
+        def insert(k):
+            c, n = open(v / "c/.vexfs", "r+b", buffering=0), 0
+            while True:
+                # Not durable: the device would be waited for.
+                body = struct.pack("<IIIIQQ", 1, DIM, 1, 0, 0, 1_000_000 * k + n % 1000) + bytes(4 * DIM)
+                c.write(struct.pack("<IHHQIIQ", 32 + len(body), 1, 5, n, 0, 0, 0) + body)
+                status, = struct.unpack_from("<i", c.read(1 << 16), 16)
+                assert status == 0, status
+                n += 1
+                counts[8 * k:8 * k + 8] = struct.pack("<Q", n)
+
+        for k in range(3):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    insert(k)
+                finally:
+                    os._exit(1)
+            others.append(pid)
+        end, changes = time.time() + (6 if G.quick else 60), 0
+        try:
+            while time.time() < end:
+                mode = 0o700 + changes % 64
+                os.chmod(v / "c", mode)
+                for _ in range(5):
+                    got = stat.S_IMODE((v / "c").stat().st_mode)
+                    assert got == mode, f"chmod {mode:o} was undone after {changes} changes: {got:o}"
+                changes += 1
+        finally:
+            for pid in others:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+        done = struct.unpack_from("<3Q", counts)
+        assert min(done) > 10, done
+    fsck()
+    return f"{changes} changes of the mode beside {sum(done)} inserts"
+
+
 # Many threads.
 
 @test(quick=True, limit=300)
