@@ -175,9 +175,15 @@ fn fill(i: Inode, a: &Attr) -> KResult<()> {
 /// Looks an inode's attributes up again, after a change of them by the core. The inode is locked: otherwise a change of
 /// somebody else that comes between the look and the note of it would be undone here.
 pub(crate) fn reload(i: Inode) {
-    // If that fails the old ones stay: they are only a copy.
-    if let Ok(a) = i.fs().attr(Op::GetAttr { ino: i.ino() }) {
-        i.refresh(&a);
+    reload_links(i, 0);
+}
+
+/// The same after a change by which the inode has `more` links (negative: fewer). If the look fails, for want of memory, the
+/// old attributes stay, which are only a copy; but on the number of links depends what becomes of the inode.
+pub(crate) fn reload_links(i: Inode, more: i32) {
+    match i.fs().attr(Op::GetAttr { ino: i.ino() }) {
+        Ok(a) => i.refresh(&a),
+        Err(_) => i.set_nlink(i.nlink().saturating_add_signed(more)),
     }
 }
 
