@@ -145,22 +145,26 @@ unsafe fn credentials(f: *mut c::file) -> KResult<Cred> {
 
 unsafe extern "C" fn read(f: *mut c::file, to: *mut c_char, size: usize, _pos: *mut c::loff_t) -> isize {
     // SAFETY: the VFS passes a file of `open` and memory of the caller.
-    count(unsafe {
-        let mut b = session(f).buffers.lock();
-        let rest = b.replies.get(b.read..).unwrap_or_default();
-        let rest = rest.get(..size).unwrap_or(rest);
-        let n = rest.len();
-        if n > 0 && !c::vexfs_copy_to_user(to.cast(), rest.as_ptr().cast(), n) {
-            Err(EFAULT)
-        } else {
-            b.read += n;
-            if b.read == b.replies.len() {
-                b.replies = Vec::new();
-                b.read = 0;
-            }
-            Ok(n)
-        }
-    })
+    count(unsafe { give(Fs::of(c::vexfs_file_sb(f)), session(f), to, size) })
+}
+
+/// Gives the caller what there is of replies.
+unsafe fn give(fs: &Fs, s: &Session, to: *mut c_char, size: usize) -> KResult<usize> {
+    fs.up()?;
+    let mut b = s.buffers.lock();
+    let rest = b.replies.get(b.read..).unwrap_or_default();
+    let rest = rest.get(..size).unwrap_or(rest);
+    let n = rest.len();
+    // SAFETY: as for `read`; the function checks the caller's memory.
+    if n > 0 && !unsafe { c::vexfs_copy_to_user(to.cast(), rest.as_ptr().cast(), n) } {
+        return Err(EFAULT);
+    }
+    b.read += n;
+    if b.read == b.replies.len() {
+        b.replies = Vec::new();
+        b.read = 0;
+    }
+    Ok(n)
 }
 
 unsafe extern "C" fn write(f: *mut c::file, from: *const c_char, size: usize, _pos: *mut c::loff_t) -> isize {
@@ -190,6 +194,7 @@ impl Session {
     /// Takes a piece of a request in.
     unsafe fn take(&self, fs: &Fs, f: *mut c::file, b: &mut Buffers, mut data: &[u8]) -> KResult<()> {
         while !data.is_empty() {
+            fs.up()?;
             if b.replies.len() - b.read > UNREAD_MAX {
                 return Err(EBUSY);
             }

@@ -386,12 +386,17 @@ def test_shutdown():
         assert user(1000, lambda: ioctl_int(v.dir, SHUTDOWN, NOW)) == errno.EPERM
         fails(errno.EINVAL, ioctl_int, v.dir, SHUTDOWN, 7)
         (v / "still").touch()
+        # Two sessions that were opened before; one has a reply that nobody read.
+        status = struct.pack("<IHHQIIQ", 32, 1, 16, 1, 0, 0, 0)
+        session, waiting = (open(v / ".vexfs", "r+b", buffering=0) for _ in range(2))
+        waiting.write(status)
         ioctl_int(v.dir, SHUTDOWN, kind)
         for name, call in {
             "create": (v / "new").touch, "unlink": (v / "durable1").unlink, "write": lambda: os.write(fd, b"x"), "fsync": lambda: os.fsync(fd),
             "read": lambda: os.pread(fd, 10, 0), "rename": lambda: os.rename(v / "durable2", v / "x"), "mkdir": (v / "d").mkdir, "chmod": lambda: os.chmod(v / "durable3", 0o600),
             "readdir": lambda: os.listdir(v.dir), "truncate": lambda: os.ftruncate(fd, 1), "syncfs": lambda: syscall("syncfs", fd), "open": lambda: open(v / "durable4"),
             "setxattr": lambda: os.setxattr(v / "open", "user.x", b"1"), "fallocate": lambda: os.posix_fallocate(fd, 0, 1 << 20), "control file": lambda: open(v / ".vexfs", "r+b"),
+            "request": lambda: session.write(status), "reply": lambda: waiting.read(100),
         }.items():
             try:
                 call()
@@ -403,6 +408,8 @@ def test_shutdown():
         ioctl_int(v.dir, SHUTDOWN, kind)
         shared.close()
         os.close(fd)
+        session.close()
+        waiting.close()
         v.umount()
         v.mount()
         for i in range(1, 50):
