@@ -8,6 +8,7 @@
 use crate::bindings as c;
 use crate::host::{Done, Host};
 use crate::sb::attr_of;
+use crate::sync::NoFs;
 use crate::vfs::{blank, check, ok, Folio, Inode, KResult, Table, EFAULT, EIO, ENOMEM, ENOSPC};
 use alloc::vec::Vec;
 use core::ptr::{null_mut, NonNull};
@@ -124,6 +125,7 @@ impl Reader {
 }
 
 unsafe extern "C" fn read_folio(_file: *mut c::file, f: *mut c::folio) -> c_int {
+    let _nofs = NoFs::enter();
     // SAFETY: the VFS passes a locked folio of a file of ours.
     let (f, inode) = unsafe { (Folio::new(f), Inode::new(c::vexfs_folio_inode(f))) };
     if let Err(e) = inode.fs().up() {
@@ -361,6 +363,8 @@ impl Writer {
 }
 
 unsafe extern "C" fn writepages(mapping: *mut c::address_space, wbc: *mut c::writeback_control) -> c_int {
+    // Folios are locked and under writeback before what writes them is submitted: reclaim must not wait for them.
+    let _nofs = NoFs::enter();
     // SAFETY: the VFS passes the mapping of a file of ours; `writeback_iter` gives locked folios that were made clean, and
     // takes note of errors that it is told.
     unsafe {
@@ -515,6 +519,7 @@ unsafe fn write_some(inode: Inode, pos: u64, iter: *mut c::iov_iter) -> KResult<
 }
 
 unsafe fn fill_folio(inode: Inode, f: Folio, pos: u64, chunk: usize, iter: *mut c::iov_iter) -> KResult<usize> {
+    let _nofs = NoFs::enter();
     let at = pos.saturating_sub(f.pos()) as usize;
     let n = chunk.min(f.size() - at);
     f.wait_writeback();

@@ -196,7 +196,8 @@ impl Completion {
     }
 }
 
-/// While it lives, this thread's allocations do not call back into file systems: the core's lock may be held.
+/// While it lives, this thread's allocations do not call back into file systems: the core's lock may be held, or folios that
+/// reclaim would wait for.
 pub(crate) struct NoFs(kernel::ffi::c_uint);
 
 impl NoFs {
