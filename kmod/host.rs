@@ -11,12 +11,12 @@ use crate::bio::{Bios, Finished, Plug};
 use crate::env;
 use crate::page::{ReadBatch, WriteBatch};
 use crate::sync::{Completion, NoFs, Opaque, RwSem};
-use crate::vfs::EBUSY;
+use crate::vfs::{EBUSY, EINTR};
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use vexfs_core::engine::{OpId, Options, State, Stats, Volume};
-use vexfs_core::io::Io;
+use vexfs_core::io::{Io, IoKind};
 use vexfs_core::mem::{self, Map};
 use vexfs_core::op::{Op, Reply, Time};
 use vexfs_core::Error;
@@ -81,6 +81,8 @@ pub(crate) struct Host {
     posted: AtomicUsize,
     /// Requests that the volume has given out and not got back; exact under the exclusive side of the lock.
     outstanding: AtomicUsize,
+    /// Those of them that are no reads.
+    changing: AtomicUsize,
     /// Blocks that ordinary operations may still take, as of the last step.
     available: AtomicU64,
     /// Blocks that cached data will take.
@@ -162,6 +164,7 @@ impl Host {
             discard_at: AtomicU64::new(0),
             posted: AtomicUsize::new(0),
             outstanding: AtomicUsize::new(0),
+            changing: AtomicUsize::new(0),
             available: AtomicU64::new(u64::MAX),
             reserved: AtomicU64::new(0),
             nodes: AtomicUsize::new(0),
@@ -473,10 +476,11 @@ impl Host {
         let Some(volume) = core.volume.as_mut() else { return };
         for place in &mut out.ios {
             *place = volume.poll_io();
-            if place.is_none() {
-                break;
-            }
+            let Some(io) = place else { break };
             self.outstanding.fetch_add(1, Ordering::Relaxed);
+            if io.kind != IoKind::Read {
+                self.changing.fetch_add(1, Ordering::Relaxed);
+            }
         }
         out.more = out.ios.last().is_some_and(Option::is_some);
         while let Some((OpId(id), reply)) = volume.poll_reply() {
@@ -525,8 +529,11 @@ impl Host {
                 let now = env::now();
                 // A few at a time, so that others get the lock.
                 for _ in 0..8 {
-                    let Some((id, result, buf)) = list.next() else { break };
+                    let Some((id, kind, result, buf)) = list.next() else { break };
                     self.outstanding.fetch_sub(1, Ordering::Relaxed);
+                    if kind != IoKind::Read {
+                        self.changing.fetch_sub(1, Ordering::Relaxed);
+                    }
                     if let Some(v) = core.volume.as_mut() {
                         v.complete(now, id, result, buf);
                     }
@@ -667,19 +674,41 @@ impl Host {
         self.reserved.load(Ordering::Relaxed)
     }
 
-    /// Stops background work that writes (freeze), and waits until what it began is done; or lets it go on.
-    pub(crate) fn set_frozen(&self, frozen: bool) {
-        self.frozen.store(frozen, Ordering::Release);
-        if frozen {
-            // SAFETY: initialised; waits for the work if it runs.
-            unsafe { c::cancel_delayed_work_sync(self.tick.get()) };
-            while self.outstanding.load(Ordering::Relaxed) > 0 {
-                // SAFETY: process context.
-                unsafe { c::vexfs_sleep_tick() };
+    /// Stops background work that writes (freeze), and waits until what it began is done; reads go on meanwhile.
+    pub(crate) fn freeze(&self) -> Result<(), i32> {
+        self.frozen.store(true, Ordering::Release);
+        self.set_quiet(true);
+        // SAFETY: initialised; waits for the work if it runs.
+        unsafe { c::cancel_delayed_work_sync(self.tick.get()) };
+        while self.changing.load(Ordering::Relaxed) > 0 {
+            // SAFETY: process context.
+            unsafe { c::vexfs_sleep_tick() };
+            // SAFETY: the current task.
+            if unsafe { c::vexfs_fatal_signal() } {
+                self.thaw();
+                return Err(EINTR);
             }
         }
         self.nudged.store(false, Ordering::Release);
         self.wake_tick(0);
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.set_quiet(false);
+        self.frozen.store(false, Ordering::Release);
+        self.nudged.store(false, Ordering::Release);
+        self.wake_tick(0);
+    }
+
+    /// Whether reads leave bad copies as they are: the volume is not to be written to for now.
+    pub(crate) fn set_quiet(&self, quiet: bool) {
+        self.step(|core| {
+            if let Some(v) = core.volume.as_mut() {
+                v.set_quiet(quiet);
+            }
+        });
     }
 
     /// Changes fail from now on, as after a failed write.

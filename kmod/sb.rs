@@ -307,16 +307,18 @@ unsafe extern "C" fn freeze_fs(s: *mut c::super_block) -> c_int {
     if fs.host.is_aborted() || fs.host.read_only() {
         return 0;
     }
-    let r = fs.host.call(Op::Checkpoint).map(|_| ()).map_err(errno);
-    if r.is_ok() {
-        fs.host.set_frozen(true);
-    }
-    code(r)
+    code(fs.host.call(Op::Checkpoint).map_err(errno).and_then(|_| fs.host.freeze()))
 }
 
 unsafe extern "C" fn unfreeze_fs(s: *mut c::super_block) -> c_int {
-    // SAFETY: a filled superblock.
-    unsafe { Fs::of(s) }.host.set_frozen(false);
+    // SAFETY: a filled superblock, which is locked.
+    unsafe {
+        let fs = Fs::of(s);
+        fs.host.thaw();
+        if c::vexfs_sb_rdonly(s) {
+            fs.host.set_quiet(true);
+        }
+    }
     0
 }
 

@@ -16,6 +16,7 @@ use vexfs_core::Error;
 pub(crate) type KResult<T> = core::result::Result<T, i32>;
 
 pub(crate) const ENOENT: i32 = 2;
+pub(crate) const EINTR: i32 = 4;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const ENOMEM: i32 = 12;
 pub(crate) const EFAULT: i32 = 14;

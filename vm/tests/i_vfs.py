@@ -298,6 +298,89 @@ def test_freeze():
     return f"{len(jobs)} kinds of changes blocked, {len(files)} files read and {len(vectors)} searches meanwhile, image of {256} MiB clean"
 
 
+@test(quick=True, limit=180)
+def test_freeze_beside_readers():
+    """fsfreeze does not wait for a pause of those who read: on a slow disk there is none"""
+    kernel_only()
+    delay = 100
+    slow_disk = lambda ms: f"0 {sectors(G.main)} delay {G.main} 0 {ms} {G.main} 0 0\n"
+    m = Mapped(slow_disk(0))
+    mkfs(m.path, "-s", "256M")
+    readers, longest = [], 0.0
+    try:
+        with mounted(m.path) as v:
+            (v / "cold").write_bytes(random.Random(7).randbytes(8 * MIB))
+            os.sync()
+            m.change(slow_disk(delay))
+            for n in range(8):
+                pid = os.fork()
+                if pid == 0:
+                    b, rng, end = mmap.mmap(-1, 4096), random.Random(n), time.time() + 25
+                    with opened(v / "cold", os.O_RDONLY | os.O_DIRECT) as fd:
+                        while time.time() < end:
+                            os.preadv(fd, [b], rng.randrange(2000) * 4096)
+                    os._exit(0)
+                readers.append(pid)
+            time.sleep(0.5)
+            for _ in range(3):
+                begin = time.time()
+                run("fsfreeze", "-f", v.dir)
+                longest = max(longest, time.time() - begin)
+                run("fsfreeze", "-u", v.dir)
+            assert longest < 3, f"to freeze took {longest:.1f} s beside readers"
+            m.change(slow_disk(0))
+            for pid in readers:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+    finally:
+        m.change(slow_disk(0))
+        m.remove()
+    return f"frozen within {longest:.2f} s"
+
+
+@test(quick=True, limit=180, warns=True)
+def test_no_healing():
+    """Bad copies of metadata are written anew by reads, but not on a frozen volume and not on one that was remounted read-only"""
+    kernel_only()
+    count = 3000
+    notes = []
+    for how in ("frozen", "read-only", "writable"):
+        mkfs(G.main, "-s", "1G")
+        v = Volume(G.main, "/mnt/v", G.driver, "").mount()
+        (v / "d").mkdir()
+        for i in range(count):
+            (v / f"d/file-with-a-name-{i}").touch()
+        v.umount()
+        # The first copies of tree nodes.
+        with open(G.main, "r+b", buffering=0) as f:
+            for at in range(16, 20_000):
+                head = os.pread(f.fileno(), 64, at * 4096)
+                first, second = struct.unpack_from("<QQ", head, 24)
+                if head[4:8] == b"VXnd" and first == at and second:
+                    os.pwrite(f.fileno(), bytes(b ^ 0x55 for b in head), at * 4096)
+        v.mount()
+        if how == "frozen":
+            ioctl_int(v.dir, FIFREEZE, 0)
+        elif how == "read-only":
+            v.remount("ro")
+        before = figure("healed"), figure("writes")
+        try:
+            for i in range(0, count, 7):
+                (v / f"d/file-with-a-name-{i}").stat()
+            time.sleep(0.5)
+            healed = figure("healed") - before[0]
+            if how == "writable":
+                assert healed > 10, f"{healed} copies were written anew: nothing was tested"
+            else:
+                assert healed == 0 and figure("writes") == before[1], f"{healed} copies were written anew on a {how} volume"
+        finally:
+            if how == "frozen":
+                ioctl_int(v.dir, FITHAW, 0)
+        notes.append(f"{how}: {healed}")
+        v.umount()
+    return "copies written anew: " + ", ".join(notes)
+
+
 def drop_caches_only():
     """Without sync(2), which blocks on nothing but may write."""
     pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")

@@ -175,6 +175,7 @@ pub struct Volume {
     sealing: bool,
     changed_at: Option<i64>,
     heals: usize,
+    quiet: bool,
     retry: bool,
     stream_dirty: u64,
     recover: Option<mem::Box<recover::Recover>>,
@@ -235,6 +236,7 @@ impl Volume {
             sealing: false,
             changed_at: None,
             heals: 0,
+            quiet: false,
             retry: false,
             stream_dirty: 0,
             recover: None,
@@ -438,6 +440,12 @@ impl Volume {
     pub fn set_cache_bytes(&mut self, bytes: usize) {
         self.view.env.cache_bytes = bytes;
         self.pump();
+    }
+
+    /// Whether reads leave bad copies of metadata as they are instead of writing the good one over them: for a driver that has
+    /// promised not to write for now.
+    pub fn set_quiet(&mut self, quiet: bool) {
+        self.quiet = quiet;
     }
 
     /// Drops up to `nodes` clean nodes from the cache; says how many went. For a driver whose system is short of memory.
