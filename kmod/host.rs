@@ -48,6 +48,9 @@ const DISCARD_MIN: u64 = 1 << 20;
 /// It works for so long in one go.
 const WORK_TIME: u32 = 20;
 
+/// More blocks than what one step of the volume can take.
+const STEP_TAKES: u64 = 1 << 16;
+
 /// It lets others at the lock for at most so long.
 const GIVE_WAY: u32 = 20;
 
@@ -87,6 +90,8 @@ pub(crate) struct Host {
     available: AtomicU64,
     /// Blocks that cached data will take.
     reserved: AtomicU64,
+    /// The volume is at work and may be taking blocks: `available` says what was before.
+    stepping: AtomicBool,
     /// Tree nodes in memory, as of the last step.
     nodes: AtomicUsize,
     shrinker: AtomicPtr<c::shrinker>,
@@ -167,6 +172,7 @@ impl Host {
             changing: AtomicUsize::new(0),
             available: AtomicU64::new(u64::MAX),
             reserved: AtomicU64::new(0),
+            stepping: AtomicBool::new(false),
             nodes: AtomicUsize::new(0),
             shrinker: AtomicPtr::new(null_mut()),
             aborted: AtomicBool::new(false),
@@ -438,6 +444,7 @@ impl Host {
         };
         let r = {
             let mut core = self.core.write();
+            self.keep(&mut core);
             let r = f(&mut core);
             self.collect(&mut core, &mut out);
             r
@@ -462,10 +469,21 @@ impl Host {
             if !out.more {
                 break;
             }
-            self.collect(&mut self.core.write(), &mut out);
+            let mut core = self.core.write();
+            self.keep(&mut core);
+            self.collect(&mut core, &mut out);
         }
         if !self.nudged.swap(true, Ordering::AcqRel) {
             self.wake_tick(IDLE_PAUSE);
+        }
+    }
+
+    /// Tells the volume what it must leave for cached data. Whoever sets more aside from here on to the end of the step
+    /// sees that one is under way.
+    fn keep(&self, core: &mut Core) {
+        self.stepping.store(true, Ordering::SeqCst);
+        if let Some(v) = core.volume.as_mut() {
+            v.set_kept(self.reserved.load(Ordering::SeqCst));
         }
     }
 
@@ -488,7 +506,8 @@ impl Host {
                 self.deliver(&mut out.chain, done, reply);
             }
         }
-        self.available.store(volume.space_left(), Ordering::Relaxed);
+        self.available.store(volume.space_left(), Ordering::SeqCst);
+        self.stepping.store(false, Ordering::SeqCst);
         self.nodes.store(volume.stats().cached_nodes as usize, Ordering::Relaxed);
         if volume.state() == State::Aborted {
             self.aborted.store(true, Ordering::Release);
@@ -653,8 +672,13 @@ impl Host {
 
     /// Sets `blocks` aside for data that is only in the page cache. False: there is not so much.
     pub(crate) fn reserve(&self, blocks: u64) -> bool {
-        let before = self.reserved.fetch_add(blocks, Ordering::AcqRel);
-        if before.saturating_add(blocks) <= self.available.load(Ordering::Relaxed) {
+        let now = self.reserved.fetch_add(blocks, Ordering::SeqCst).saturating_add(blocks);
+        if now.saturating_add(STEP_TAKES) <= self.available.load(Ordering::SeqCst) {
+            return true;
+        }
+        // Space is short: a step that began before must not take the same blocks. After it they are in its reckoning.
+        let _step = self.stepping.load(Ordering::SeqCst).then(|| self.core.read());
+        if now <= self.available.load(Ordering::SeqCst) {
             return true;
         }
         self.unreserve(blocks);
@@ -668,6 +692,11 @@ impl Host {
 
     pub(crate) fn unreserve(&self, blocks: u64) {
         self.reserved.fetch_sub(blocks, Ordering::AcqRel);
+    }
+
+    /// Blocks that may still be taken or set aside, those that are set aside included.
+    pub(crate) fn available(&self) -> u64 {
+        self.available.load(Ordering::Relaxed)
     }
 
     pub(crate) fn reserved(&self) -> u64 {

@@ -192,16 +192,47 @@ pub(crate) fn reserve(inode: Inode, f: Folio) -> KResult<()> {
     Ok(())
 }
 
+/// Sets space aside for a write of so many bytes past the page cache; gives the blocks, for `Host::unreserve`.
+pub(crate) fn reserve_direct(inode: Inode, offset: u64, len: usize) -> KResult<u64> {
+    let end = offset.saturating_add(len as u64);
+    let blocks = end.div_ceil(PAGE).saturating_sub(offset / PAGE);
+    let host = inode.fs().host();
+    if host.reserve(blocks) {
+        return Ok(blocks);
+    }
+    make_room(inode);
+    if host.reserve(blocks) {
+        return Ok(blocks);
+    }
+    let start = offset / PAGE * PAGE;
+    if !is_preallocated(inode, start, end.saturating_sub(start))? {
+        return Err(ENOSPC);
+    }
+    host.reserve_anyway(blocks);
+    Ok(blocks)
+}
+
+/// Space of data that was overwritten or removed comes back with a checkpoint.
+fn make_room(inode: Inode) {
+    // SAFETY: a live mapping.
+    unsafe { c::filemap_flush(inode.mapping()) };
+    let _ = inode.fs().call(Op::Checkpoint);
+}
+
 fn preallocated(inode: Inode, f: Folio) -> KResult<bool> {
-    let op = Op::Extents { ino: inode.ino(), offset: f.pos(), len: f.size() as u64, max: 64 };
+    is_preallocated(inode, f.pos(), f.size() as u64)
+}
+
+fn is_preallocated(inode: Inode, start: u64, len: u64) -> KResult<bool> {
+    let op = Op::Extents { ino: inode.ino(), offset: start, len, max: 64 };
     let Reply::Extents(list) = inode.fs().call(op)? else { return Err(EIO) };
-    let mut at = f.pos();
+    let mut at = start;
     for e in list.iter().filter(|e| e.unwritten) {
         if e.logical <= at {
             at = at.max(e.logical.saturating_add(e.len));
         }
     }
-    Ok(at >= f.pos().saturating_add(f.size() as u64))
+    Ok(at >= start.saturating_add(len))
 }
 
 /// Gives it back: the folio is written or gone.
@@ -473,11 +504,8 @@ pub(crate) unsafe fn write(inode: Inode, mut pos: u64, iter: *mut c::iov_iter) -
                 unsafe { c::balance_dirty_pages_ratelimited(inode.mapping()) };
             }
             Err(ENOSPC) if !tried => {
-                // Space of data that was overwritten or removed comes back with a checkpoint.
                 tried = true;
-                // SAFETY: a live mapping.
-                unsafe { c::filemap_flush(inode.mapping()) };
-                let _ = inode.fs().call(Op::Checkpoint);
+                make_room(inode);
             }
             Err(_) if done > 0 => break,
             Err(e) => return Err(e),

@@ -333,7 +333,7 @@ unsafe extern "C" fn statfs(d: *mut c::dentry, out: *mut c::kstatfs) -> c_int {
             o.f_bsize = 4096;
             o.f_blocks = f.blocks;
             o.f_bfree = f.free.saturating_sub(reserved);
-            o.f_bavail = f.available.saturating_sub(reserved);
+            o.f_bavail = fs.host.available().saturating_sub(reserved);
             // There is no table of inodes: every free block could hold some.
             o.f_files = f.inodes.saturating_add(f.free);
             o.f_ffree = f.free;

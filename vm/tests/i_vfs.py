@@ -1045,6 +1045,69 @@ def test_attributes_under_requests():
     return f"{changes} changes of the mode beside {sum(done)} inserts"
 
 
+@test(quick=True, limit=240)
+def test_space_set_aside():
+    """What write() accepted finds its space: direct writes, fallocate and names leave what waits in the page cache its blocks"""
+    kernel_only()
+    rng = random.Random(11)
+    piece = rng.randbytes(MIB)
+    notes = []
+    for n in range(3 if G.quick else 20):
+        mkfs(G.main, "-s", "128M")
+        with mounted() as v:
+            free = os.statvfs(v.dir).f_bavail * 4096
+            fd = os.open(v / "waits", os.O_RDWR | os.O_CREAT)
+            accepted = 0
+            stop, took = threading.Event(), {"direct": 0, "fallocate": 0, "names": 0}
+
+            def until_full(what, f):
+                while not stop.is_set():
+                    try:
+                        f(took[what])
+                        took[what] += 1
+                    except OSError as e:
+                        assert e.errno == errno.ENOSPC, e
+                        time.sleep(0.02)
+
+            buffer = mmap.mmap(-1, MIB)
+            buffer[:] = piece
+            direct = os.open(v / "direct", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+            allocated = os.open(v / "allocated", os.O_RDWR | os.O_CREAT)
+            jobs = {
+                "direct": lambda i: os.pwrite(direct, buffer, i * MIB), "fallocate": lambda i: os.posix_fallocate(allocated, i * 4 * MIB, 4 * MIB),
+                "names": lambda i: (v / f"with-a-name-of-some-length-{i}-{'x' * 100}").touch(),
+            }
+            # Half of it waits before the others begin.
+            while accepted < free * (0.3 + 0.2 * (n % 3)):
+                accepted += os.write(fd, piece)
+            threads = [threading.Thread(target=until_full, args=job) for job in jobs.items()]
+            for t in threads:
+                t.start()
+            full, end = 0, time.time() + 20
+            while full < 20 and time.time() < end:
+                try:
+                    accepted += os.write(fd, piece[accepted % MIB:][:40_000])
+                except OSError as e:
+                    assert e.errno == errno.ENOSPC, e
+                    full += 1
+                    time.sleep(0.02)
+            stop.set()
+            for t in threads:
+                t.join(60)
+                assert not t.is_alive(), "a writer hangs on a full volume"
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            got = os.pread(fd, accepted + 1, 0)
+            want = (piece * (accepted // MIB + 2))[:accepted]
+            assert got == want, "what write() accepted is not what is read"
+            for f in (fd, direct, allocated):
+                os.close(f)
+            notes.append(f"{accepted >> 20} MiB beside {took}")
+            os.unlink(v / "allocated")
+        fsck()
+    return "; ".join(notes)
+
+
 # Many threads.
 
 @test(quick=True, limit=300)
