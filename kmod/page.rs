@@ -9,7 +9,7 @@ use crate::bindings as c;
 use crate::host::{Done, Host};
 use crate::sb::attr_of;
 use crate::sync::NoFs;
-use crate::vfs::{blank, check, ok, Folio, Inode, KResult, Table, EFAULT, EIO, ENOMEM, ENOSPC};
+use crate::vfs::{blank, check, code, ok, Folio, Inode, KResult, Table, EFAULT, EIO, ENOMEM, ENOSPC};
 use alloc::vec::Vec;
 use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::Ordering;
@@ -132,10 +132,10 @@ unsafe extern "C" fn read_folio(_file: *mut c::file, f: *mut c::folio) -> c_int 
         f.unlock();
         return -e;
     }
-    let mut r = Reader { inode, batch: None, len: 0 };
-    r.add(f);
-    r.send();
-    0
+    // Who asked waits for it anyway; so it is told the error: without memory it is not the device that failed.
+    let r = fill(inode, f);
+    f.unlock();
+    code(r)
 }
 
 unsafe extern "C" fn readahead(r: *mut c::readahead_control) {
