@@ -108,6 +108,8 @@ unsafe impl Sync for Host {}
 
 struct Core {
     volume: Option<Volume>,
+    /// The one before, while another is being opened in its place.
+    before: Option<Volume>,
     waiters: Map<Done>,
 }
 
@@ -149,7 +151,7 @@ impl Host {
     #[inline(never)]
     fn blank(bdev: *mut c::block_device, options: &HostOptions) -> Result<mem::Box<Host>, i32> {
         mem::Box::try_new(Host {
-            core: RwSem::new(Core { volume: None, waiters: Map::new() }),
+            core: RwSem::new(Core { volume: None, before: None, waiters: Map::new() }),
             bios: Bios::new(bdev)?,
             queue: AtomicPtr::new(null_mut()),
             slow_queue: AtomicPtr::new(null_mut()),
@@ -233,38 +235,49 @@ impl Host {
         let env = env::env(self.options.cache_bytes, self.options.log_bytes);
         let options = Options { read_only: self.read_only(), write_behind: true };
         // Step by step: each copy of a volume on its way takes room on the stack.
-        core.volume = None;
+        core.before = None;
+        core::mem::swap(&mut core.volume, &mut core.before);
         match Volume::open(env, self.bios.blocks(), options, env::now()) {
             Ok(v) => core.volume = Some(v),
-            Err(e) => return Err(errno(e)),
+            Err(e) => {
+                // It has asked for nothing: what was there goes on.
+                core::mem::swap(&mut core.volume, &mut core.before);
+                return Err(errno(e));
+            }
         }
+        core.before = None;
         Ok(())
+    }
+
+    /// The exclusive side of the lock at a moment at which nothing is under way, so that no reply and no buffer comes back to
+    /// another volume than the one that it belongs to.
+    fn idle(&self) -> Result<crate::sync::Write<'_, Core>, i32> {
+        let end = Deadline::after(PATIENCE);
+        loop {
+            let core = self.core.write();
+            if core.waiters.is_empty() && self.outstanding.load(Ordering::Relaxed) == 0 {
+                return Ok(core);
+            }
+            drop(core);
+            if end.is_over() {
+                return Err(EBUSY);
+            }
+            pause()?;
+        }
     }
 
     /// Gives a volume that was opened for reading only the right to write: it is opened once more and recovers, as at
     /// a mount. Operations that come meanwhile wait. If that fails it is as before.
     pub(crate) fn become_writable(&self) -> Result<(), i32> {
-        let mut tries = 0;
-        loop {
-            let mut core = self.core.write();
-            // Nothing may be under way: its reply would not be found.
-            if core.waiters.is_empty() && self.outstanding.load(Ordering::Relaxed) == 0 {
-                self.read_only.store(false, Ordering::Release);
-                self.renew(&mut core).inspect_err(|_| self.read_only.store(true, Ordering::Release))?;
-                break;
-            }
-            drop(core);
-            tries += 1;
-            if tries > 1000 {
-                return Err(EBUSY);
-            }
-            // SAFETY: process context.
-            unsafe { c::vexfs_sleep_tick() };
+        {
+            let mut core = self.idle()?;
+            self.read_only.store(false, Ordering::Release);
+            self.renew(&mut core).inspect_err(|_| self.read_only.store(true, Ordering::Release))?;
         }
         self.wait_until_ready().inspect_err(|_| {
             self.read_only.store(true, Ordering::Release);
             // Reads go on if that works; if not, they fail.
-            let again = self.renew(&mut self.core.write());
+            let again = self.idle().and_then(|mut core| self.renew(&mut core));
             let _ = again.and_then(|()| self.wait_until_ready());
         })
     }
