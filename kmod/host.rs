@@ -51,6 +51,9 @@ const WORK_TIME: u32 = 20;
 /// More blocks than what one step of the volume can take.
 const STEP_TAKES: u64 = 1 << 16;
 
+/// Opening waits so long for something to happen, in milliseconds.
+const PATIENCE: u32 = 60_000;
+
 /// It lets others at the lock for at most so long.
 const GIVE_WAY: u32 = 20;
 
@@ -144,6 +147,32 @@ struct Out {
     ios: [Option<Io>; IO_BATCH],
     chain: Chain,
     more: bool,
+}
+
+/// A moment to come.
+struct Deadline(kernel::ffi::c_ulong);
+
+impl Deadline {
+    fn after(ms: u32) -> Deadline {
+        // SAFETY: reads the clock of the kernel.
+        Deadline(unsafe { c::vexfs_jiffies().wrapping_add(c::vexfs_msecs(ms)) })
+    }
+
+    fn is_over(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { c::vexfs_jiffies() }.wrapping_sub(self.0) as isize >= 0
+    }
+}
+
+/// Waits a little; an error if the process is to end.
+fn pause() -> Result<(), i32> {
+    // SAFETY: process context.
+    unsafe { c::vexfs_sleep_tick() };
+    // SAFETY: the current task.
+    if unsafe { c::vexfs_fatal_signal() } {
+        return Err(EINTR);
+    }
+    Ok(())
 }
 
 impl Host {
@@ -284,7 +313,7 @@ impl Host {
 
     fn wait_until_ready(&self) -> Result<(), i32> {
         self.step(|_| ());
-        let mut idle = 0u32;
+        let mut end = Deadline::after(PATIENCE);
         loop {
             match self.state() {
                 State::Ready => return Ok(()),
@@ -293,10 +322,10 @@ impl Host {
                 State::Aborted | State::Closed => return Err(5),
             }
             self.wake_tick(0);
-            // SAFETY: process context.
-            unsafe { c::vexfs_sleep_tick() };
-            idle = if self.bios.inflight() == 0 { idle + 1 } else { 0 };
-            if idle > 1000 {
+            pause()?;
+            if self.bios.inflight() > 0 {
+                end = Deadline::after(PATIENCE);
+            } else if end.is_over() {
                 // Nothing is under way and nothing more is asked for: it would wait for ever.
                 return Err(5);
             }
