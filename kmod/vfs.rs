@@ -319,7 +319,8 @@ impl Inode {
     pub(crate) fn refresh(self, a: &Attr) {
         // SAFETY: live inode.
         unsafe {
-            (*self.0).i_mode = a.mode as u16;
+            // What it is never changes, whatever a damaged volume says: its operations were chosen by that.
+            (*self.0).i_mode = (*self.0).i_mode & S_IFMT as u16 | (a.mode & !S_IFMT) as u16;
             c::vexfs_set_ids(self.0, a.uid, a.gid);
         }
         self.set_nlink(a.nlink);
