@@ -141,4 +141,8 @@ size_t vexfs_iter_count(struct iov_iter *it) { return iov_iter_count(it); }
 size_t vexfs_copy_from_iter(void *to, size_t n, struct iov_iter *it) { return copy_from_iter(to, n, it); }
 size_t vexfs_copy_to_iter(const void *from, size_t n, struct iov_iter *it) { return copy_to_iter(from, n, it); }
 ssize_t vexfs_write_sync(struct kiocb *k, ssize_t n) { return n > 0 ? generic_write_sync(k, n) : n; }
+void vexfs_start_pagefault(struct super_block *sb) { sb_start_pagefault(sb); }
+void vexfs_end_pagefault(struct super_block *sb) { sb_end_pagefault(sb); }
+bool vexfs_folio_lock(struct folio *f, struct inode *i) { folio_lock(f); if (f->mapping == i->i_mapping) return true; folio_unlock(f); return false; }
+struct file *vexfs_vmf_file(struct vm_fault *v) { return v->vma->vm_file; }
 bool vexfs_vmf_folio(struct vm_fault *v, struct folio **f) { *f = page_folio(v->page); return true; }

@@ -142,6 +142,10 @@ size_t vexfs_iter_count(struct iov_iter *it);
 size_t vexfs_copy_from_iter(void *to, size_t n, struct iov_iter *it);
 size_t vexfs_copy_to_iter(const void *from, size_t n, struct iov_iter *it);
 ssize_t vexfs_write_sync(struct kiocb *k, ssize_t n);
+void vexfs_start_pagefault(struct super_block *sb);
+void vexfs_end_pagefault(struct super_block *sb);
+bool vexfs_folio_lock(struct folio *f, struct inode *i);
+struct file *vexfs_vmf_file(struct vm_fault *v);
 bool vexfs_vmf_folio(struct vm_fault *v, struct folio **f);
 
 #endif

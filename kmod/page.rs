@@ -586,23 +586,46 @@ unsafe fn fill_folio(inode: Inode, f: Folio, pos: u64, chunk: usize, iter: *mut 
 
 /// A page of a shared mapping is about to be written to.
 pub(crate) unsafe extern "C" fn page_mkwrite(v: *mut c::vm_fault) -> c::vm_fault_t {
-    // SAFETY: the VFS passes a fault in a mapping of a file of ours. The generic code locks the folio, makes it dirty and
-    // waits for writeback.
+    // SAFETY: the VFS passes a fault in a mapping of a file of ours, and keeps a reference to the folio.
     unsafe {
-        let r = c::filemap_page_mkwrite(v);
-        if r & c::VEXFS_VM_FAULT_LOCKED == 0 {
-            return r;
-        }
+        let file = c::vexfs_vmf_file(v);
+        let inode = Inode::new(c::vexfs_file_inode(file));
+        c::vexfs_start_pagefault(inode.sb());
+        c::file_update_time(file);
+        let r = match make_writable(inode, v) {
+            // Once more, as a write does it.
+            Err(ENOSPC) => {
+                make_room(inode);
+                make_writable(inode, v)
+            }
+            r => r,
+        };
+        c::vexfs_end_pagefault(inode.sb());
+        r.unwrap_or(c::VEXFS_VM_FAULT_SIGBUS)
+    }
+}
+
+/// Sets space aside for the folio of a fault, then makes it dirty, and leaves it locked.
+unsafe fn make_writable(inode: Inode, v: *mut c::vm_fault) -> KResult<c::vm_fault_t> {
+    // SAFETY: as for `page_mkwrite`.
+    unsafe {
+        inode.fs().up()?;
         let mut p = null_mut();
         c::vexfs_vmf_folio(v, &mut p);
         let f = Folio::new(p);
-        let inode = Inode::new(c::vexfs_folio_inode(p));
-        f.wait_writeback();
-        if inode.fs().is_shut() || reserve(inode, f).is_err() {
-            f.unlock();
-            return c::VEXFS_VM_FAULT_SIGBUS;
+        if !c::vexfs_folio_lock(p, inode.raw()) {
+            // It is no longer in the file.
+            return Ok(c::VEXFS_VM_FAULT_NOPAGE);
         }
-        r
+        let _nofs = NoFs::enter();
+        f.wait_writeback();
+        if let Err(e) = reserve(inode, f) {
+            f.unlock();
+            return Err(e);
+        }
+        // Dirty before it is let go, so that a freeze finds it.
+        f.mark_dirty();
+        Ok(c::VEXFS_VM_FAULT_LOCKED)
     }
 }
 

@@ -1103,6 +1103,26 @@ def test_space_set_aside():
             for f in (fd, direct, allocated):
                 os.close(f)
             notes.append(f"{accepted >> 20} MiB beside {took}")
+            # A mapping gets no page that has no place: the process is told, and nothing that cannot be written is left behind.
+            with open(v / "direct", "ab", buffering=0) as f:
+                fails(errno.ENOSPC, lambda: [f.write(piece) for _ in range(200)])
+                fails(errno.ENOSPC, lambda: [f.write(b"x" * 4096) for _ in range(500)])
+            sparse = os.open(v / "waits", os.O_RDWR)
+            os.ftruncate(sparse, accepted + 64 * MIB)
+
+            def touch():
+                m = mmap.mmap(sparse, accepted + 64 * MIB)
+                for i in range(32 * MIB, 64 * MIB, 65536):
+                    m[accepted + i] = 1
+
+            pid = os.fork()
+            if pid == 0:
+                touch()
+                os._exit(0)
+            killed = os.waitpid(pid, 0)[1]
+            assert killed == 7, f"a mapping on a full volume: status {killed} where SIGBUS is right"
+            os.fsync(sparse)
+            os.close(sparse)
             os.unlink(v / "allocated")
         fsck()
     return "; ".join(notes)
