@@ -8,7 +8,7 @@ use crate::env;
 use crate::inode;
 use crate::sb::{self, Fs};
 use crate::sync::Mutex;
-use crate::vfs::{blank, code, count, Inode, KResult, Table, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM, S_IFREG};
+use crate::vfs::{blank, code, count, Inode, KResult, Table, EBUSY, EFAULT, EINTR, EINVAL, ENOMEM, EPERM, S_IFREG};
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 use kernel::ffi::{c_char, c_int, c_uint};
@@ -151,7 +151,7 @@ unsafe extern "C" fn read(f: *mut c::file, to: *mut c_char, size: usize, _pos: *
 /// Gives the caller what there is of replies.
 unsafe fn give(fs: &Fs, s: &Session, to: *mut c_char, size: usize) -> KResult<usize> {
     fs.up()?;
-    let mut b = s.buffers.lock();
+    let mut b = s.buffers.lock_killable().ok_or(EINTR)?;
     let rest = b.replies.get(b.read..).unwrap_or_default();
     let rest = rest.get(..size).unwrap_or(rest);
     let n = rest.len();
@@ -172,9 +172,9 @@ unsafe extern "C" fn write(f: *mut c::file, from: *const c_char, size: usize, _p
     count(unsafe {
         let s = session(f);
         let fs = Fs::of(c::vexfs_file_sb(f));
-        let mut b = s.buffers.lock();
         let mut done = 0;
         (|| {
+            let mut b = s.buffers.lock_killable().ok_or(EINTR)?;
             let mut piece: Vec<u8> = mem::filled(size.min(PIECE), 0).map_err(|_| ENOMEM)?;
             while done < size {
                 let n = (size - done).min(PIECE);

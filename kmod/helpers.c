@@ -49,6 +49,7 @@ int vexfs_kobject_add(struct kobject *k, const struct kobj_type *t, struct kobje
 void vexfs_init_rwsem(struct rw_semaphore *s) { init_rwsem(s); }
 void vexfs_mutex_init(struct mutex *m) { mutex_init(m); }
 void vexfs_mutex_lock(struct mutex *m) { mutex_lock(m); }
+bool vexfs_mutex_lock_killable(struct mutex *m) { return mutex_lock_killable(m) == 0; }
 void vexfs_mutex_unlock(struct mutex *m) { mutex_unlock(m); }
 void vexfs_init_completion(struct completion *c) { init_completion(c); }
 void vexfs_init_work(struct work_struct *w, work_func_t f) { INIT_WORK(w, f); }
