@@ -3,7 +3,6 @@
 //! directories concerned.
 
 use crate::bindings as c;
-use crate::host::Done;
 use crate::sb::attr_of;
 use crate::vfs::{
     blank, bytes, check, code, err_ptr, Dentry, Inode, KResult, Table, EEXIST, EINVAL, EIO, ENAMETOOLONG, ENOENT,
@@ -196,7 +195,7 @@ unsafe extern "C" fn tmpfile(
                     Ok(())
                 }
                 Err(e) => {
-                    dir.fs().host().post(Op::Release { ino: a.ino }, 0, Done::Nothing);
+                    dir.fs().host().release(a.ino);
                     Err(e)
                 }
             }

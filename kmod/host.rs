@@ -12,6 +12,7 @@ use crate::env;
 use crate::page::{ReadBatch, WriteBatch};
 use crate::sync::{Completion, NoFs, Opaque, RwSem};
 use crate::vfs::{EBUSY, EINTR};
+use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -111,6 +112,10 @@ unsafe impl Sync for Host {}
 
 struct Core {
     volume: Option<Volume>,
+    /// Inodes that the volume counts as open, and those of them that it is to be told are closed. There is room for all,
+    /// so that none is forgotten for want of memory.
+    held: usize,
+    releases: Vec<u64>,
     /// The one before, while another is being opened in its place.
     before: Option<Volume>,
     waiters: Map<Done>,
@@ -180,7 +185,7 @@ impl Host {
     #[inline(never)]
     fn blank(bdev: *mut c::block_device, options: &HostOptions) -> Result<mem::Box<Host>, i32> {
         mem::Box::try_new(Host {
-            core: RwSem::new(Core { volume: None, before: None, waiters: Map::new() }),
+            core: RwSem::new(Core { volume: None, held: 0, releases: Vec::new(), before: None, waiters: Map::new() }),
             bios: Bios::new(bdev)?,
             queue: AtomicPtr::new(null_mut()),
             slow_queue: AtomicPtr::new(null_mut()),
@@ -362,7 +367,7 @@ impl Host {
                 return reply;
             }
         }
-        self.submit_and_wait(None, op, false)
+        self.submit_and_wait(op, false)
     }
 
     /// A request of the protocol, which may wait long for index work: whoever asks can be killed meanwhile. The
@@ -375,18 +380,32 @@ impl Host {
         } else {
             self.changed();
         }
-        self.submit_and_wait(None, op, true)
+        self.submit_and_wait(op, true)
     }
 
     /// Carries out a change. `hold` names an inode that has to outlive the loss of its last name: it counts as open
     /// from before the change on, until it is released.
     pub(crate) fn change(&self, hold: Option<u64>, op: Op) -> Result<Reply, Error> {
-        let r = self.submit_and_wait(hold, op, false);
+        if let Some(ino) = hold {
+            // By itself: if it fails, the name has to stay.
+            self.submit_and_wait(Op::Open { ino }, false)?;
+        }
+        let r = self.submit_and_wait(op, false);
         if let (Err(_), Some(ino)) = (&r, hold) {
-            self.post(Op::Release { ino }, 0, Done::Nothing);
+            self.release(ino);
         }
         self.changed();
         r
+    }
+
+    /// An inode that counts as open (since `change`, or since it was made without a name) is no longer in use.
+    pub(crate) fn release(&self, ino: u64) {
+        self.step(|core| {
+            // There is room since it was counted.
+            let _ = mem::push(&mut core.releases, ino);
+            core.release_all();
+        });
+        self.changed();
     }
 
     /// Something changed that is to be committed.
@@ -403,16 +422,20 @@ impl Host {
         core.volume.as_ref()?.try_read(env::now(), op)
     }
 
-    fn submit_and_wait(&self, hold: Option<u64>, op: Op, killable: bool) -> Result<Reply, Error> {
+    fn submit_and_wait(&self, op: Op, killable: bool) -> Result<Reply, Error> {
         let waiter = Waiter { done: Completion::new(), reply: UnsafeCell::new(None) };
         waiter.done.init();
         let place: *const Waiter = &waiter;
         let search = matches!(op, Op::Query { .. });
+        let holds = matches!(op, Op::Open { .. } | Op::Tmpfile { .. });
         let id = self.step(|core| {
-            if let Some(ino) = hold {
-                core.submit(Op::Open { ino }, Done::Nothing).map_err(|(e, _)| e)?;
+            if holds {
+                core.hold()?;
             }
-            core.submit(op, Done::Wait(place)).map_err(|(e, _)| e)
+            core.submit(op, Done::Wait(place)).map_err(|(e, _)| {
+                core.held = core.held.saturating_sub(usize::from(holds));
+                e
+            })
         })?;
         if search {
             // It may wait for index work.
@@ -425,7 +448,11 @@ impl Host {
             waiter.done.wait();
         }
         // SAFETY: written once, before the completion; nobody else looks at it now.
-        unsafe { (*waiter.reply.get()).take() }.unwrap_or(Err(Error::Busy))
+        let r = unsafe { (*waiter.reply.get()).take() }.unwrap_or(Err(Error::Busy));
+        if holds && r.is_err() {
+            self.step(|core| core.held = core.held.saturating_sub(1));
+        }
+        r
     }
 
     /// Submits an operation with `bytes` of data and goes on; `done` is carried out when it is answered, also if it
@@ -621,7 +648,11 @@ impl Host {
                 if !self.frozen.load(Ordering::Acquire) && v.poll_timeout().is_some_and(|t| t <= now) {
                     v.handle_timeout(now);
                 }
-                (v.work(), v.poll_timeout())
+                let r = (v.work(), v.poll_timeout());
+                if !self.frozen.load(Ordering::Acquire) {
+                    core.release_all();
+                }
+                r
             });
             env::resched();
             if !more {
@@ -843,6 +874,26 @@ impl Drop for Host {
 }
 
 impl Core {
+    /// Makes room to note that one more inode is closed.
+    fn hold(&mut self) -> Result<(), Error> {
+        let want = self.held.saturating_add(1);
+        let more = want.saturating_sub(self.releases.len());
+        mem::reserve(&mut self.releases, more)?;
+        self.held = want;
+        Ok(())
+    }
+
+    /// Tells the volume which inodes are closed. What there is no memory for stays noted; the tick tries again.
+    fn release_all(&mut self) {
+        while let Some(ino) = self.releases.pop() {
+            if let Err((Error::NoMemory, _)) = self.submit(Op::Release { ino }, Done::Nothing) {
+                let _ = mem::push(&mut self.releases, ino);
+                break;
+            }
+            self.held = self.held.saturating_sub(1);
+        }
+    }
+
     /// Submits an operation; whatever is to be done with its reply comes back if that fails.
     fn submit(&mut self, op: Op, done: Done) -> Result<u64, (Error, Done)> {
         let Some(volume) = self.volume.as_mut() else { return Err((Error::Aborted, done)) };

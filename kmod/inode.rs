@@ -6,7 +6,6 @@
 //! from before that until it leaves the cache.
 
 use crate::bindings as c;
-use crate::host::Done;
 use crate::sb::{attr_of, Fs};
 use crate::vfs::{
     blank, code, err_ptr, ok, Dentry, Inode, KResult, Own, Table, VexInode, EINVAL, ENOENT, ENOMEM, S_IFDIR, S_IFIFO,
@@ -219,8 +218,7 @@ pub(crate) unsafe extern "C" fn evict(p: *mut c::inode) {
             let fs = i.fs();
             // It is removed now; while the file system is frozen that waits.
             c::vexfs_start_intwrite(fs.sb());
-            fs.host().post(Op::Release { ino: i.ino() }, 0, Done::Nothing);
-            fs.host().changed();
+            fs.host().release(i.ino());
             c::vexfs_end_intwrite(fs.sb());
         }
     }
