@@ -42,6 +42,7 @@ bool vexfs_copy_from_user(void *to, const void __user *from, size_t n) { return 
 bool vexfs_copy_to_user(void __user *to, const void *from, size_t n) { return copy_to_user(to, from, n) == 0; }
 void vexfs_panic(const char *dev) { panic("vexfs (%s): panic forced after an error", dev); }
 
+u64 vexfs_memory(void) { return (u64)totalram_pages() << PAGE_SHIFT; }
 bool vexfs_fatal_signal(void) { return fatal_signal_pending(current); }
 
 int vexfs_kobject_add(struct kobject *k, const struct kobj_type *t, struct kobject *parent, const char *name) { return kobject_init_and_add(k, t, parent, "%s", name); }

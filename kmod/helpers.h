@@ -40,6 +40,7 @@ bool vexfs_copy_from_user(void *to, const void __user *from, size_t n);
 bool vexfs_copy_to_user(void __user *to, const void *from, size_t n);
 void vexfs_panic(const char *dev);
 int vexfs_kobject_add(struct kobject *k, const struct kobj_type *t, struct kobject *parent, const char *name);
+u64 vexfs_memory(void);
 bool vexfs_fatal_signal(void);
 
 /* Locks, workqueues. */

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::ffi::c_int;
 use kernel::prelude::*;
 use vexfs_core::engine::Stats;
-use vexfs_core::mem;
+use vexfs_core::mem::{self, Map};
 use vexfs_core::op::{Attr, Ino, Op, Reply, StatFs, ROOT};
 use vexfs_core::Error;
 
@@ -27,6 +27,8 @@ pub(crate) struct Fs {
     host: mem::Box<Host>,
     sb: *mut c::super_block,
     options: Mutex<MountOptions>,
+    /// Bytes that the sessions of each user hold, by user id.
+    pub(crate) sessions: Mutex<Map<usize>>,
     /// The failure was reported.
     reported: AtomicBool,
     /// FS_IOC_SHUTDOWN came.
@@ -42,12 +44,14 @@ impl Fs {
             host,
             sb,
             options: Mutex::new(options),
+            sessions: Mutex::new(Map::new()),
             reported: AtomicBool::new(false),
             shut: AtomicBool::new(false),
             object: sysfs::Object::new(),
         });
         let fs = fs.map_err(|_| ENOMEM)?;
         fs.options.init();
+        fs.sessions.init();
         Ok(fs)
     }
 

@@ -1046,6 +1046,60 @@ def test_attributes_under_requests():
 
 
 @test(quick=True, limit=240)
+def test_session_memory():
+    """What the control files of a user make the module hold is bounded; root and other users go on"""
+    kernel_only()
+    mkfs()
+    with mounted() as v:
+        part = struct.pack("<IHHQIIQ", 64 * MIB, 1, 5, 1, 0, 0, 0) + bytes(16 * MIB - 32)
+        status = struct.pack("<IHHQIIQ", 32, 1, 16, 1, 0, 0, 0)
+
+        def ask():
+            with open(v / ".vexfs", "r+b", buffering=0) as f:
+                f.write(status)
+                assert len(f.read(1 << 16)) > 32
+
+        def hold():
+            files = []
+            try:
+                for taken in range(100):
+                    files.append(open(v / ".vexfs", "r+b", buffering=0))
+                    files[-1].write(part)
+            except OSError as e:
+                assert e.errno == errno.EBUSY, e
+            assert 3 <= taken <= 18, taken
+            assert figure("module_bytes") < 400 * MIB
+            fails(errno.EBUSY, ask)
+            os.write(pipe[1], b"x")
+            os.read(back[0], 1)
+            for f in files:
+                f.close()
+            ask()
+            raise OSError(taken, "sessions")
+
+        pipe, back = os.pipe(), os.pipe()
+        holder = os.fork()
+        if holder == 0:
+            code = 255
+            try:
+                os.setgid(1000)
+                os.setuid(1000)
+                hold()
+            except OSError as e:
+                code = e.errno
+            finally:
+                os._exit(code)
+        os.close(pipe[1])
+        assert os.read(pipe[0], 1) == b"x", f"what one user held: {os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1])}"
+        ask()
+        assert user(1001, ask) == 0, "another user"
+        os.write(back[1], b"x")
+        taken = os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1])
+        assert 3 <= taken <= 18, taken
+    return f"{taken} requests of 16 MiB that were not complete, then EBUSY"
+
+
+@test(quick=True, limit=240)
 def test_space_set_aside():
     """What write() accepted finds its space: direct writes, fallocate and names leave what waits in the page cache its blocks"""
     kernel_only()
