@@ -42,6 +42,7 @@ const unsigned long VEXFS_SB_RDONLY = SB_RDONLY;
 const unsigned long VEXFS_SB_POSIXACL = SB_POSIXACL;
 const unsigned long VEXFS_SB_NOSEC = SB_NOSEC;
 const unsigned int VEXFS_VM_FAULT_LOCKED = VM_FAULT_LOCKED;
+const unsigned int VEXFS_VM_FAULT_NOPAGE = VM_FAULT_NOPAGE;
 const unsigned int VEXFS_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 const int VEXFS_IOCB_DIRECT = IOCB_DIRECT;
 const unsigned int VEXFS_FITRIM = FITRIM;

@@ -26,6 +26,7 @@ pub(crate) struct Req {
     next: *mut Req,
     host: *const Host,
     id: IoId,
+    kind: IoKind,
     status: u8,
     buf: ManuallyDrop<Buf>,
     bio: c::bio,
@@ -121,6 +122,7 @@ impl Bios {
             addr_of_mut!((*req).next).write(null_mut());
             addr_of_mut!((*req).host).write(host);
             addr_of_mut!((*req).id).write(io.id);
+            addr_of_mut!((*req).kind).write(io.kind);
             addr_of_mut!((*req).status).write(0);
             addr_of_mut!((*req).buf).write(ManuallyDrop::new(io.buf));
             if useless {
@@ -173,7 +175,7 @@ impl Finished<'_> {
 }
 
 impl Iterator for Finished<'_> {
-    type Item = (IoId, Result<(), IoError>, Buf);
+    type Item = (IoId, IoKind, Result<(), IoError>, Buf);
 
     fn next(&mut self) -> Option<Self::Item> {
         let _ = self.bios;
@@ -184,10 +186,10 @@ impl Iterator for Finished<'_> {
         unsafe {
             let req = self.head;
             self.head = (*req).next;
-            let (id, status) = ((*req).id, (*req).status);
+            let (id, kind, status) = ((*req).id, (*req).kind, (*req).status);
             let buf = ManuallyDrop::take(&mut (*req).buf);
             c::bio_put(addr_of_mut!((*req).bio));
-            Some((id, if status == 0 { Ok(()) } else { Err(IoError) }, buf))
+            Some((id, kind, if status == 0 { Ok(()) } else { Err(IoError) }, buf))
         }
     }
 }

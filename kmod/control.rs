@@ -8,7 +8,7 @@ use crate::env;
 use crate::inode;
 use crate::sb::{self, Fs};
 use crate::sync::Mutex;
-use crate::vfs::{blank, code, count, Inode, KResult, Table, EBUSY, EFAULT, EINVAL, ENOMEM, EPERM, S_IFREG};
+use crate::vfs::{blank, code, count, Inode, KResult, Table, EBUSY, EFAULT, EINTR, EINVAL, ENOMEM, EPERM, S_IFREG};
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 use kernel::ffi::{c_char, c_int, c_uint};
@@ -23,6 +23,9 @@ use vexfs_core::Error;
 const BIT: u64 = 1 << 62;
 /// Replies that wait to be read; a session that does not read them may not go on asking.
 const UNREAD_MAX: usize = wire::FRAME_MAX;
+/// Most bytes of requests that are not complete and replies that are not read, in all sessions of one user but root: so much,
+/// or an eighth of memory, but at least one request. Anybody may open a control file as often as file descriptors last.
+const USER_MAX: u64 = 4 * wire::FRAME_MAX as u64;
 /// Bytes that are copied from a caller in one go.
 const PIECE: usize = 256 << 10;
 /// Most groups of a user.
@@ -61,6 +64,8 @@ struct Buffers {
     /// Replies, and how much of them has been read.
     replies: Vec<u8>,
     read: usize,
+    /// What is noted of it in `Fs::sessions`.
+    noted: usize,
 }
 
 /// One open of a control file.
@@ -105,7 +110,7 @@ unsafe extern "C" fn open(i: *mut c::inode, f: *mut c::file) -> c_int {
             let session = mem::Box::try_new(Session {
                 dir,
                 cred: credentials(f)?,
-                buffers: Mutex::new(Buffers { request: Vec::new(), replies: Vec::new(), read: 0 }),
+                buffers: Mutex::new(Buffers { request: Vec::new(), replies: Vec::new(), read: 0, noted: 0 }),
             });
             let session = session.map_err(|_| ENOMEM)?;
             session.buffers.init();
@@ -119,10 +124,37 @@ unsafe extern "C" fn release(_i: *mut c::inode, f: *mut c::file) -> c_int {
     // SAFETY: the last use of a file of `open`.
     unsafe {
         if let Some(p) = NonNull::new((*f).private_data.cast::<Session>()) {
-            drop(mem::Box::from_raw(p));
+            let s = mem::Box::from_raw(p);
+            let noted = s.buffers.lock().noted;
+            note(Fs::of(c::vexfs_file_sb(f)), s.cred.uid, noted, 0);
         }
     }
     0
+}
+
+/// A session of `uid` that held `before` bytes holds `now` bytes. False: there is no memory to note it.
+fn note(fs: &Fs, uid: u32, before: usize, now: usize) -> bool {
+    let mut all = fs.sessions.lock();
+    let uid = u64::from(uid);
+    let held = all.get(uid).copied().unwrap_or(0).saturating_add(now).saturating_sub(before);
+    if held == 0 {
+        all.remove(uid);
+        return true;
+    }
+    match all.get_mut(uid) {
+        Some(h) => {
+            *h = held;
+            true
+        }
+        None => all.insert(uid, held).is_ok(),
+    }
+}
+
+/// Whether sessions of `uid` may take nothing more in.
+fn is_spent(fs: &Fs, uid: u32) -> bool {
+    // SAFETY: a question to the kernel without conditions.
+    let most = (unsafe { c::vexfs_memory() } / 8).clamp(wire::FRAME_MAX as u64, USER_MAX);
+    uid != 0 && fs.sessions.lock().get(u64::from(uid)).is_some_and(|h| *h as u64 > most)
 }
 
 unsafe fn session<'a>(f: *mut c::file) -> &'a Session {
@@ -145,22 +177,27 @@ unsafe fn credentials(f: *mut c::file) -> KResult<Cred> {
 
 unsafe extern "C" fn read(f: *mut c::file, to: *mut c_char, size: usize, _pos: *mut c::loff_t) -> isize {
     // SAFETY: the VFS passes a file of `open` and memory of the caller.
-    count(unsafe {
-        let mut b = session(f).buffers.lock();
-        let rest = b.replies.get(b.read..).unwrap_or_default();
-        let rest = rest.get(..size).unwrap_or(rest);
-        let n = rest.len();
-        if n > 0 && !c::vexfs_copy_to_user(to.cast(), rest.as_ptr().cast(), n) {
-            Err(EFAULT)
-        } else {
-            b.read += n;
-            if b.read == b.replies.len() {
-                b.replies = Vec::new();
-                b.read = 0;
-            }
-            Ok(n)
-        }
-    })
+    count(unsafe { give(Fs::of(c::vexfs_file_sb(f)), session(f), to, size) })
+}
+
+/// Gives the caller what there is of replies.
+unsafe fn give(fs: &Fs, s: &Session, to: *mut c_char, size: usize) -> KResult<usize> {
+    fs.up()?;
+    let mut b = s.buffers.lock_killable().ok_or(EINTR)?;
+    let rest = b.replies.get(b.read..).unwrap_or_default();
+    let rest = rest.get(..size).unwrap_or(rest);
+    let n = rest.len();
+    // SAFETY: as for `read`; the function checks the caller's memory.
+    if n > 0 && !unsafe { c::vexfs_copy_to_user(to.cast(), rest.as_ptr().cast(), n) } {
+        return Err(EFAULT);
+    }
+    b.read += n;
+    if b.read == b.replies.len() {
+        b.replies = Vec::new();
+        b.read = 0;
+        s.note(fs, &mut b);
+    }
+    Ok(n)
 }
 
 unsafe extern "C" fn write(f: *mut c::file, from: *const c_char, size: usize, _pos: *mut c::loff_t) -> isize {
@@ -168,9 +205,9 @@ unsafe extern "C" fn write(f: *mut c::file, from: *const c_char, size: usize, _p
     count(unsafe {
         let s = session(f);
         let fs = Fs::of(c::vexfs_file_sb(f));
-        let mut b = s.buffers.lock();
         let mut done = 0;
         (|| {
+            let mut b = s.buffers.lock_killable().ok_or(EINTR)?;
             let mut piece: Vec<u8> = mem::filled(size.min(PIECE), 0).map_err(|_| ENOMEM)?;
             while done < size {
                 let n = (size - done).min(PIECE);
@@ -187,10 +224,21 @@ unsafe extern "C" fn write(f: *mut c::file, from: *const c_char, size: usize, _p
 }
 
 impl Session {
+    /// Notes what the session holds now. False: there is no memory to note it.
+    fn note(&self, fs: &Fs, b: &mut Buffers) -> bool {
+        let held = b.request.capacity() + b.replies.capacity();
+        let done = held == b.noted || note(fs, self.cred.uid, b.noted, held);
+        if done {
+            b.noted = held;
+        }
+        done
+    }
+
     /// Takes a piece of a request in.
     unsafe fn take(&self, fs: &Fs, f: *mut c::file, b: &mut Buffers, mut data: &[u8]) -> KResult<()> {
         while !data.is_empty() {
-            if b.replies.len() - b.read > UNREAD_MAX {
+            fs.up()?;
+            if b.replies.len() - b.read > UNREAD_MAX || is_spent(fs, self.cred.uid) {
                 return Err(EBUSY);
             }
             // First the length, then the rest of the frame.
@@ -200,11 +248,16 @@ impl Session {
             };
             if b.request.len() >= 4 && !(wire::RequestHead::SIZE..=wire::FRAME_MAX).contains(&want) {
                 b.request = Vec::new();
+                self.note(fs, b);
                 return Err(EINVAL);
             }
             let n = want.saturating_sub(b.request.len()).min(data.len());
             let (part, rest) = data.split_at(n);
             mem::extend(&mut b.request, part).map_err(|_| ENOMEM)?;
+            if !self.note(fs, b) {
+                b.request = Vec::new();
+                return Err(ENOMEM);
+            }
             data = rest;
             if want > 4 && b.request.len() == want {
                 let frame = core::mem::take(&mut b.request);
@@ -216,6 +269,7 @@ impl Session {
                 } else {
                     mem::extend(&mut b.replies, &reply).map_err(|_| ENOMEM)?;
                 }
+                self.note(fs, b);
             }
         }
         Ok(())
@@ -294,7 +348,7 @@ impl Session {
             unsafe {
                 let p = c::ilookup(fs.sb(), ino as _);
                 if !p.is_null() {
-                    inode::reload(Inode::new(p));
+                    inode::reload_unlocked(Inode::new(p));
                     c::iput(p);
                 }
             }

@@ -3,11 +3,10 @@
 //! directories concerned.
 
 use crate::bindings as c;
-use crate::host::Done;
 use crate::sb::attr_of;
 use crate::vfs::{
     blank, bytes, check, code, err_ptr, Dentry, Inode, KResult, Table, EEXIST, EINVAL, EIO, ENAMETOOLONG, ENOENT,
-    ENOMEM, ENOTDIR, EPERM, S_IFDIR, S_IFREG,
+    ENOMEM, ENOTDIR, EPERM, S_IFDIR, S_IFMT, S_IFREG,
 };
 use crate::{compat, control, file, inode, ioctl, xattr};
 use alloc::vec::Vec;
@@ -114,7 +113,7 @@ unsafe fn make(dir: *mut c::inode, d: *mut c::dentry, mode: u32, rdev: u64) -> K
         let mode = masked(dir, mode)?;
         let op = Op::Make { dir: dir.ino(), name, mode, uid: c::vexfs_fsuid(), gid: c::vexfs_fsgid(), rdev };
         let a = attr_of(dir.fs().change(None, op)?)?;
-        inode::reload(dir);
+        inode::reload_links(dir, i32::from(mode & S_IFMT == S_IFDIR));
         show(dir, d, &a)?;
         settled(dir)
     }
@@ -196,7 +195,7 @@ unsafe extern "C" fn tmpfile(
                     Ok(())
                 }
                 Err(e) => {
-                    dir.fs().host().post(Op::Release { ino: a.ino }, 0, Done::Nothing);
+                    dir.fs().host().release(a.ino);
                     Err(e)
                 }
             }
@@ -255,6 +254,12 @@ fn hold(victim: Inode) -> Option<u64> {
     (!victim.ext().is_held() && (victim.is_dir() || victim.nlink() <= 1)).then_some(victim.ino())
 }
 
+/// A name of `victim` was taken away; of a directory the only one.
+fn gone(victim: Inode) {
+    let links = if victim.is_dir() { victim.nlink().cast_signed() } else { 1 };
+    inode::reload_links(victim, -links);
+}
+
 unsafe fn remove(dir: *mut c::inode, d: *mut c::dentry, op: fn(u64, Vec<u8>) -> Op) -> KResult<()> {
     // SAFETY: the VFS passes a locked directory and a positive dentry in it whose inode is locked.
     unsafe {
@@ -266,8 +271,8 @@ unsafe fn remove(dir: *mut c::inode, d: *mut c::dentry, op: fn(u64, Vec<u8>) -> 
         if held.is_some() {
             victim.ext().hold();
         }
-        inode::reload(victim);
-        inode::reload(dir);
+        gone(victim);
+        inode::reload_links(dir, -i32::from(victim.is_dir()));
         settled(dir)
     }
 }
@@ -312,18 +317,28 @@ unsafe extern "C" fn rename(
                 flags,
             };
             let other = new.inode();
-            let held = other.filter(|_| flags & RENAME_EXCHANGE == 0).and_then(hold);
+            let exchange = flags & RENAME_EXCHANGE != 0;
+            let held = other.filter(|_| !exchange).and_then(hold);
             dir.fs().change(held, op)?;
             if let Some(v) = other {
                 if held.is_some() {
                     v.ext().hold();
                 }
-                inode::reload(v);
+                if exchange {
+                    inode::moved(v);
+                } else {
+                    gone(v);
+                }
             }
-            inode::reload(moved);
-            inode::reload(dir);
-            if new_dir != dir {
-                inode::reload(new_dir);
+            inode::moved(moved);
+            // Links of the directories: their subdirectories.
+            let came = i32::from(moved.is_dir());
+            let went = i32::from(other.is_some_and(Inode::is_dir));
+            if new_dir == dir {
+                inode::reload_links(dir, if exchange { 0 } else { -went });
+            } else {
+                inode::reload_links(dir, if exchange { went - came } else { -came });
+                inode::reload_links(new_dir, came - went);
             }
             settled(dir)
         })()

@@ -251,7 +251,11 @@ unsafe fn direct_step(i: Inode, offset: u64, from: *mut c::iov_iter) -> KResult<
         let [_, mtime, ctime] = i.times();
         let times = Some(vexfs_core::op::WriteTimes { mtime, ctime });
         let op = Op::Write { ino: i.ino(), offset, data, kill_suid: false, times };
-        match i.fs().change(None, op)? {
+        // Data that waits in the page cache was promised its blocks before.
+        let blocks = page::reserve_direct(i, offset, got)?;
+        let r = i.fs().change(None, op);
+        i.fs().host().unreserve(blocks);
+        match r? {
             Reply::Written(n) => {
                 if n < got {
                     c::iov_iter_revert(from, got - n);

@@ -42,6 +42,7 @@ bool vexfs_copy_from_user(void *to, const void __user *from, size_t n) { return 
 bool vexfs_copy_to_user(void __user *to, const void *from, size_t n) { return copy_to_user(to, from, n) == 0; }
 void vexfs_panic(const char *dev) { panic("vexfs (%s): panic forced after an error", dev); }
 
+u64 vexfs_memory(void) { return (u64)totalram_pages() << PAGE_SHIFT; }
 bool vexfs_fatal_signal(void) { return fatal_signal_pending(current); }
 
 int vexfs_kobject_add(struct kobject *k, const struct kobj_type *t, struct kobject *parent, const char *name) { return kobject_init_and_add(k, t, parent, "%s", name); }
@@ -49,6 +50,7 @@ int vexfs_kobject_add(struct kobject *k, const struct kobj_type *t, struct kobje
 void vexfs_init_rwsem(struct rw_semaphore *s) { init_rwsem(s); }
 void vexfs_mutex_init(struct mutex *m) { mutex_init(m); }
 void vexfs_mutex_lock(struct mutex *m) { mutex_lock(m); }
+bool vexfs_mutex_lock_killable(struct mutex *m) { return mutex_lock_killable(m) == 0; }
 void vexfs_mutex_unlock(struct mutex *m) { mutex_unlock(m); }
 void vexfs_init_completion(struct completion *c) { init_completion(c); }
 void vexfs_init_work(struct work_struct *w, work_func_t f) { INIT_WORK(w, f); }
@@ -141,4 +143,8 @@ size_t vexfs_iter_count(struct iov_iter *it) { return iov_iter_count(it); }
 size_t vexfs_copy_from_iter(void *to, size_t n, struct iov_iter *it) { return copy_from_iter(to, n, it); }
 size_t vexfs_copy_to_iter(const void *from, size_t n, struct iov_iter *it) { return copy_to_iter(from, n, it); }
 ssize_t vexfs_write_sync(struct kiocb *k, ssize_t n) { return n > 0 ? generic_write_sync(k, n) : n; }
+void vexfs_start_pagefault(struct super_block *sb) { sb_start_pagefault(sb); }
+void vexfs_end_pagefault(struct super_block *sb) { sb_end_pagefault(sb); }
+bool vexfs_folio_lock(struct folio *f, struct inode *i) { folio_lock(f); if (f->mapping == i->i_mapping) return true; folio_unlock(f); return false; }
+struct file *vexfs_vmf_file(struct vm_fault *v) { return v->vma->vm_file; }
 bool vexfs_vmf_folio(struct vm_fault *v, struct folio **f) { *f = page_folio(v->page); return true; }

@@ -40,12 +40,14 @@ bool vexfs_copy_from_user(void *to, const void __user *from, size_t n);
 bool vexfs_copy_to_user(void __user *to, const void *from, size_t n);
 void vexfs_panic(const char *dev);
 int vexfs_kobject_add(struct kobject *k, const struct kobj_type *t, struct kobject *parent, const char *name);
+u64 vexfs_memory(void);
 bool vexfs_fatal_signal(void);
 
 /* Locks, workqueues. */
 void vexfs_init_rwsem(struct rw_semaphore *s);
 void vexfs_mutex_init(struct mutex *m);
 void vexfs_mutex_lock(struct mutex *m);
+bool vexfs_mutex_lock_killable(struct mutex *m);
 void vexfs_mutex_unlock(struct mutex *m);
 void vexfs_init_completion(struct completion *c);
 void vexfs_init_work(struct work_struct *w, work_func_t f);
@@ -142,6 +144,10 @@ size_t vexfs_iter_count(struct iov_iter *it);
 size_t vexfs_copy_from_iter(void *to, size_t n, struct iov_iter *it);
 size_t vexfs_copy_to_iter(const void *from, size_t n, struct iov_iter *it);
 ssize_t vexfs_write_sync(struct kiocb *k, ssize_t n);
+void vexfs_start_pagefault(struct super_block *sb);
+void vexfs_end_pagefault(struct super_block *sb);
+bool vexfs_folio_lock(struct folio *f, struct inode *i);
+struct file *vexfs_vmf_file(struct vm_fault *v);
 bool vexfs_vmf_folio(struct vm_fault *v, struct folio **f);
 
 #endif

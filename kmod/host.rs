@@ -11,12 +11,13 @@ use crate::bio::{Bios, Finished, Plug};
 use crate::env;
 use crate::page::{ReadBatch, WriteBatch};
 use crate::sync::{Completion, NoFs, Opaque, RwSem};
-use crate::vfs::EBUSY;
+use crate::vfs::{EBUSY, EINTR};
+use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use vexfs_core::engine::{OpId, Options, State, Stats, Volume};
-use vexfs_core::io::Io;
+use vexfs_core::io::{Io, IoKind};
 use vexfs_core::mem::{self, Map};
 use vexfs_core::op::{Op, Reply, Time};
 use vexfs_core::Error;
@@ -47,6 +48,12 @@ const DISCARD_SECONDS: u64 = 300;
 const DISCARD_MIN: u64 = 1 << 20;
 /// It works for so long in one go.
 const WORK_TIME: u32 = 20;
+
+/// More blocks than what one step of the volume can take.
+const STEP_TAKES: u64 = 1 << 16;
+
+/// Opening waits so long for something to happen, in milliseconds.
+const PATIENCE: u32 = 60_000;
 
 /// It lets others at the lock for at most so long.
 const GIVE_WAY: u32 = 20;
@@ -81,10 +88,14 @@ pub(crate) struct Host {
     posted: AtomicUsize,
     /// Requests that the volume has given out and not got back; exact under the exclusive side of the lock.
     outstanding: AtomicUsize,
+    /// Those of them that are no reads.
+    changing: AtomicUsize,
     /// Blocks that ordinary operations may still take, as of the last step.
     available: AtomicU64,
     /// Blocks that cached data will take.
     reserved: AtomicU64,
+    /// The volume is at work and may be taking blocks: `available` says what was before.
+    stepping: AtomicBool,
     /// Tree nodes in memory, as of the last step.
     nodes: AtomicUsize,
     shrinker: AtomicPtr<c::shrinker>,
@@ -101,6 +112,12 @@ unsafe impl Sync for Host {}
 
 struct Core {
     volume: Option<Volume>,
+    /// Inodes that the volume counts as open, and those of them that it is to be told are closed. There is room for all,
+    /// so that none is forgotten for want of memory.
+    held: usize,
+    releases: Vec<u64>,
+    /// The one before, while another is being opened in its place.
+    before: Option<Volume>,
     waiters: Map<Done>,
 }
 
@@ -137,12 +154,38 @@ struct Out {
     more: bool,
 }
 
+/// A moment to come.
+struct Deadline(kernel::ffi::c_ulong);
+
+impl Deadline {
+    fn after(ms: u32) -> Deadline {
+        // SAFETY: reads the clock of the kernel.
+        Deadline(unsafe { c::vexfs_jiffies().wrapping_add(c::vexfs_msecs(ms)) })
+    }
+
+    fn is_over(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { c::vexfs_jiffies() }.wrapping_sub(self.0) as isize >= 0
+    }
+}
+
+/// Waits a little; an error if the process is to end.
+fn pause() -> Result<(), i32> {
+    // SAFETY: process context.
+    unsafe { c::vexfs_sleep_tick() };
+    // SAFETY: the current task.
+    if unsafe { c::vexfs_fatal_signal() } {
+        return Err(EINTR);
+    }
+    Ok(())
+}
+
 impl Host {
     /// A host without a volume. A function of its own, because it is built on the stack.
     #[inline(never)]
     fn blank(bdev: *mut c::block_device, options: &HostOptions) -> Result<mem::Box<Host>, i32> {
         mem::Box::try_new(Host {
-            core: RwSem::new(Core { volume: None, waiters: Map::new() }),
+            core: RwSem::new(Core { volume: None, held: 0, releases: Vec::new(), before: None, waiters: Map::new() }),
             bios: Bios::new(bdev)?,
             queue: AtomicPtr::new(null_mut()),
             slow_queue: AtomicPtr::new(null_mut()),
@@ -162,8 +205,10 @@ impl Host {
             discard_at: AtomicU64::new(0),
             posted: AtomicUsize::new(0),
             outstanding: AtomicUsize::new(0),
+            changing: AtomicUsize::new(0),
             available: AtomicU64::new(u64::MAX),
             reserved: AtomicU64::new(0),
+            stepping: AtomicBool::new(false),
             nodes: AtomicUsize::new(0),
             shrinker: AtomicPtr::new(null_mut()),
             aborted: AtomicBool::new(false),
@@ -224,45 +269,56 @@ impl Host {
         let env = env::env(self.options.cache_bytes, self.options.log_bytes);
         let options = Options { read_only: self.read_only(), write_behind: true };
         // Step by step: each copy of a volume on its way takes room on the stack.
-        core.volume = None;
+        core.before = None;
+        core::mem::swap(&mut core.volume, &mut core.before);
         match Volume::open(env, self.bios.blocks(), options, env::now()) {
             Ok(v) => core.volume = Some(v),
-            Err(e) => return Err(errno(e)),
+            Err(e) => {
+                // It has asked for nothing: what was there goes on.
+                core::mem::swap(&mut core.volume, &mut core.before);
+                return Err(errno(e));
+            }
         }
+        core.before = None;
         Ok(())
+    }
+
+    /// The exclusive side of the lock at a moment at which nothing is under way, so that no reply and no buffer comes back to
+    /// another volume than the one that it belongs to.
+    fn idle(&self) -> Result<crate::sync::Write<'_, Core>, i32> {
+        let end = Deadline::after(PATIENCE);
+        loop {
+            let core = self.core.write();
+            if core.waiters.is_empty() && self.outstanding.load(Ordering::Relaxed) == 0 {
+                return Ok(core);
+            }
+            drop(core);
+            if end.is_over() {
+                return Err(EBUSY);
+            }
+            pause()?;
+        }
     }
 
     /// Gives a volume that was opened for reading only the right to write: it is opened once more and recovers, as at
     /// a mount. Operations that come meanwhile wait. If that fails it is as before.
     pub(crate) fn become_writable(&self) -> Result<(), i32> {
-        let mut tries = 0;
-        loop {
-            let mut core = self.core.write();
-            // Nothing may be under way: its reply would not be found.
-            if core.waiters.is_empty() && self.outstanding.load(Ordering::Relaxed) == 0 {
-                self.read_only.store(false, Ordering::Release);
-                self.renew(&mut core).inspect_err(|_| self.read_only.store(true, Ordering::Release))?;
-                break;
-            }
-            drop(core);
-            tries += 1;
-            if tries > 1000 {
-                return Err(EBUSY);
-            }
-            // SAFETY: process context.
-            unsafe { c::vexfs_sleep_tick() };
+        {
+            let mut core = self.idle()?;
+            self.read_only.store(false, Ordering::Release);
+            self.renew(&mut core).inspect_err(|_| self.read_only.store(true, Ordering::Release))?;
         }
         self.wait_until_ready().inspect_err(|_| {
             self.read_only.store(true, Ordering::Release);
             // Reads go on if that works; if not, they fail.
-            let again = self.renew(&mut self.core.write());
+            let again = self.idle().and_then(|mut core| self.renew(&mut core));
             let _ = again.and_then(|()| self.wait_until_ready());
         })
     }
 
     fn wait_until_ready(&self) -> Result<(), i32> {
         self.step(|_| ());
-        let mut idle = 0u32;
+        let mut end = Deadline::after(PATIENCE);
         loop {
             match self.state() {
                 State::Ready => return Ok(()),
@@ -271,10 +327,10 @@ impl Host {
                 State::Aborted | State::Closed => return Err(5),
             }
             self.wake_tick(0);
-            // SAFETY: process context.
-            unsafe { c::vexfs_sleep_tick() };
-            idle = if self.bios.inflight() == 0 { idle + 1 } else { 0 };
-            if idle > 1000 {
+            pause()?;
+            if self.bios.inflight() > 0 {
+                end = Deadline::after(PATIENCE);
+            } else if end.is_over() {
                 // Nothing is under way and nothing more is asked for: it would wait for ever.
                 return Err(5);
             }
@@ -297,7 +353,7 @@ impl Host {
 
     fn wake_tick(&self, ms: u32) {
         if !self.stopped.load(Ordering::Acquire) {
-            // SAFETY: the queue lives until `stop`, which cancels the work after setting `stopped`.
+            // SAFETY: the queue lives until `stop`, which disables the work before it destroys the queue.
             unsafe {
                 c::vexfs_mod_delayed(self.slow_queue.load(Ordering::Acquire), self.tick.get(), c::vexfs_msecs(ms))
             }
@@ -311,7 +367,7 @@ impl Host {
                 return reply;
             }
         }
-        self.submit_and_wait(None, op, false)
+        self.submit_and_wait(op, false)
     }
 
     /// A request of the protocol, which may wait long for index work: whoever asks can be killed meanwhile. The
@@ -324,18 +380,32 @@ impl Host {
         } else {
             self.changed();
         }
-        self.submit_and_wait(None, op, true)
+        self.submit_and_wait(op, true)
     }
 
     /// Carries out a change. `hold` names an inode that has to outlive the loss of its last name: it counts as open
     /// from before the change on, until it is released.
     pub(crate) fn change(&self, hold: Option<u64>, op: Op) -> Result<Reply, Error> {
-        let r = self.submit_and_wait(hold, op, false);
+        if let Some(ino) = hold {
+            // By itself: if it fails, the name has to stay.
+            self.submit_and_wait(Op::Open { ino }, false)?;
+        }
+        let r = self.submit_and_wait(op, false);
         if let (Err(_), Some(ino)) = (&r, hold) {
-            self.post(Op::Release { ino }, 0, Done::Nothing);
+            self.release(ino);
         }
         self.changed();
         r
+    }
+
+    /// An inode that counts as open (since `change`, or since it was made without a name) is no longer in use.
+    pub(crate) fn release(&self, ino: u64) {
+        self.step(|core| {
+            // There is room since it was counted.
+            let _ = mem::push(&mut core.releases, ino);
+            core.release_all();
+        });
+        self.changed();
     }
 
     /// Something changed that is to be committed.
@@ -352,16 +422,20 @@ impl Host {
         core.volume.as_ref()?.try_read(env::now(), op)
     }
 
-    fn submit_and_wait(&self, hold: Option<u64>, op: Op, killable: bool) -> Result<Reply, Error> {
+    fn submit_and_wait(&self, op: Op, killable: bool) -> Result<Reply, Error> {
         let waiter = Waiter { done: Completion::new(), reply: UnsafeCell::new(None) };
         waiter.done.init();
         let place: *const Waiter = &waiter;
         let search = matches!(op, Op::Query { .. });
+        let holds = matches!(op, Op::Open { .. } | Op::Tmpfile { .. });
         let id = self.step(|core| {
-            if let Some(ino) = hold {
-                core.submit(Op::Open { ino }, Done::Nothing).map_err(|(e, _)| e)?;
+            if holds {
+                core.hold()?;
             }
-            core.submit(op, Done::Wait(place)).map_err(|(e, _)| e)
+            core.submit(op, Done::Wait(place)).map_err(|(e, _)| {
+                core.held = core.held.saturating_sub(usize::from(holds));
+                e
+            })
         })?;
         if search {
             // It may wait for index work.
@@ -374,7 +448,11 @@ impl Host {
             waiter.done.wait();
         }
         // SAFETY: written once, before the completion; nobody else looks at it now.
-        unsafe { (*waiter.reply.get()).take() }.unwrap_or(Err(Error::Busy))
+        let r = unsafe { (*waiter.reply.get()).take() }.unwrap_or(Err(Error::Busy));
+        if holds && r.is_err() {
+            self.step(|core| core.held = core.held.saturating_sub(1));
+        }
+        r
     }
 
     /// Submits an operation with `bytes` of data and goes on; `done` is carried out when it is answered, also if it
@@ -435,6 +513,7 @@ impl Host {
         };
         let r = {
             let mut core = self.core.write();
+            self.keep(&mut core);
             let r = f(&mut core);
             self.collect(&mut core, &mut out);
             r
@@ -459,10 +538,21 @@ impl Host {
             if !out.more {
                 break;
             }
-            self.collect(&mut self.core.write(), &mut out);
+            let mut core = self.core.write();
+            self.keep(&mut core);
+            self.collect(&mut core, &mut out);
         }
         if !self.nudged.swap(true, Ordering::AcqRel) {
             self.wake_tick(IDLE_PAUSE);
+        }
+    }
+
+    /// Tells the volume what it must leave for cached data. Whoever sets more aside from here on to the end of the step
+    /// sees that one is under way.
+    fn keep(&self, core: &mut Core) {
+        self.stepping.store(true, Ordering::SeqCst);
+        if let Some(v) = core.volume.as_mut() {
+            v.set_kept(self.reserved.load(Ordering::SeqCst));
         }
     }
 
@@ -473,10 +563,11 @@ impl Host {
         let Some(volume) = core.volume.as_mut() else { return };
         for place in &mut out.ios {
             *place = volume.poll_io();
-            if place.is_none() {
-                break;
-            }
+            let Some(io) = place else { break };
             self.outstanding.fetch_add(1, Ordering::Relaxed);
+            if io.kind != IoKind::Read {
+                self.changing.fetch_add(1, Ordering::Relaxed);
+            }
         }
         out.more = out.ios.last().is_some_and(Option::is_some);
         while let Some((OpId(id), reply)) = volume.poll_reply() {
@@ -484,7 +575,8 @@ impl Host {
                 self.deliver(&mut out.chain, done, reply);
             }
         }
-        self.available.store(volume.space_left(), Ordering::Relaxed);
+        self.available.store(volume.space_left(), Ordering::SeqCst);
+        self.stepping.store(false, Ordering::SeqCst);
         self.nodes.store(volume.stats().cached_nodes as usize, Ordering::Relaxed);
         if volume.state() == State::Aborted {
             self.aborted.store(true, Ordering::Release);
@@ -525,8 +617,11 @@ impl Host {
                 let now = env::now();
                 // A few at a time, so that others get the lock.
                 for _ in 0..8 {
-                    let Some((id, result, buf)) = list.next() else { break };
+                    let Some((id, kind, result, buf)) = list.next() else { break };
                     self.outstanding.fetch_sub(1, Ordering::Relaxed);
+                    if kind != IoKind::Read {
+                        self.changing.fetch_sub(1, Ordering::Relaxed);
+                    }
                     if let Some(v) = core.volume.as_mut() {
                         v.complete(now, id, result, buf);
                     }
@@ -553,7 +648,11 @@ impl Host {
                 if !self.frozen.load(Ordering::Acquire) && v.poll_timeout().is_some_and(|t| t <= now) {
                     v.handle_timeout(now);
                 }
-                (v.work(), v.poll_timeout())
+                let r = (v.work(), v.poll_timeout());
+                if !self.frozen.load(Ordering::Acquire) {
+                    core.release_all();
+                }
+                r
             });
             env::resched();
             if !more {
@@ -646,8 +745,13 @@ impl Host {
 
     /// Sets `blocks` aside for data that is only in the page cache. False: there is not so much.
     pub(crate) fn reserve(&self, blocks: u64) -> bool {
-        let before = self.reserved.fetch_add(blocks, Ordering::AcqRel);
-        if before.saturating_add(blocks) <= self.available.load(Ordering::Relaxed) {
+        let now = self.reserved.fetch_add(blocks, Ordering::SeqCst).saturating_add(blocks);
+        if now.saturating_add(STEP_TAKES) <= self.available.load(Ordering::SeqCst) {
+            return true;
+        }
+        // Space is short: a step that began before must not take the same blocks. After it they are in its reckoning.
+        let _step = self.stepping.load(Ordering::SeqCst).then(|| self.core.read());
+        if now <= self.available.load(Ordering::SeqCst) {
             return true;
         }
         self.unreserve(blocks);
@@ -663,23 +767,50 @@ impl Host {
         self.reserved.fetch_sub(blocks, Ordering::AcqRel);
     }
 
+    /// Blocks that may still be taken or set aside, those that are set aside included.
+    pub(crate) fn available(&self) -> u64 {
+        self.available.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn reserved(&self) -> u64 {
         self.reserved.load(Ordering::Relaxed)
     }
 
-    /// Stops background work that writes (freeze), and waits until what it began is done; or lets it go on.
-    pub(crate) fn set_frozen(&self, frozen: bool) {
-        self.frozen.store(frozen, Ordering::Release);
-        if frozen {
-            // SAFETY: initialised; waits for the work if it runs.
-            unsafe { c::cancel_delayed_work_sync(self.tick.get()) };
-            while self.outstanding.load(Ordering::Relaxed) > 0 {
-                // SAFETY: process context.
-                unsafe { c::vexfs_sleep_tick() };
+    /// Stops background work that writes (freeze), and waits until what it began is done; reads go on meanwhile.
+    pub(crate) fn freeze(&self) -> Result<(), i32> {
+        self.frozen.store(true, Ordering::Release);
+        self.set_quiet(true);
+        // SAFETY: initialised; waits for the work if it runs.
+        unsafe { c::cancel_delayed_work_sync(self.tick.get()) };
+        while self.changing.load(Ordering::Relaxed) > 0 {
+            // SAFETY: process context.
+            unsafe { c::vexfs_sleep_tick() };
+            // SAFETY: the current task.
+            if unsafe { c::vexfs_fatal_signal() } {
+                self.thaw();
+                return Err(EINTR);
             }
         }
         self.nudged.store(false, Ordering::Release);
         self.wake_tick(0);
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.set_quiet(false);
+        self.frozen.store(false, Ordering::Release);
+        self.nudged.store(false, Ordering::Release);
+        self.wake_tick(0);
+    }
+
+    /// Whether reads leave bad copies as they are: the volume is not to be written to for now.
+    pub(crate) fn set_quiet(&self, quiet: bool) {
+        self.step(|core| {
+            if let Some(v) = core.volume.as_mut() {
+                v.set_quiet(quiet);
+            }
+        });
     }
 
     /// Changes fail from now on, as after a failed write.
@@ -706,8 +837,10 @@ impl Host {
             unsafe { c::shrinker_free(shrinker) };
         }
         self.stopped.store(true, Ordering::Release);
-        // SAFETY: initialised in `open`; each call waits until the work does not run.
-        unsafe { c::cancel_delayed_work_sync(self.tick.get()) };
+        // Disabled, not only cancelled: what still takes finished requests back may have found `stopped` unset and
+        // be about to arm the timer.
+        // SAFETY: initialised in `open`; waits until the work does not run.
+        unsafe { c::disable_delayed_work_sync(self.tick.get()) };
         loop {
             while self.bios.inflight() > 0 {
                 // SAFETY: process context.
@@ -741,6 +874,26 @@ impl Drop for Host {
 }
 
 impl Core {
+    /// Makes room to note that one more inode is closed.
+    fn hold(&mut self) -> Result<(), Error> {
+        let want = self.held.saturating_add(1);
+        let more = want.saturating_sub(self.releases.len());
+        mem::reserve(&mut self.releases, more)?;
+        self.held = want;
+        Ok(())
+    }
+
+    /// Tells the volume which inodes are closed. What there is no memory for stays noted; the tick tries again.
+    fn release_all(&mut self) {
+        while let Some(ino) = self.releases.pop() {
+            if let Err((Error::NoMemory, _)) = self.submit(Op::Release { ino }, Done::Nothing) {
+                let _ = mem::push(&mut self.releases, ino);
+                break;
+            }
+            self.held = self.held.saturating_sub(1);
+        }
+    }
+
     /// Submits an operation; whatever is to be done with its reply comes back if that fails.
     fn submit(&mut self, op: Op, done: Done) -> Result<u64, (Error, Done)> {
         let Some(volume) = self.volume.as_mut() else { return Err((Error::Aborted, done)) };

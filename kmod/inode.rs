@@ -6,7 +6,6 @@
 //! from before that until it leaves the cache.
 
 use crate::bindings as c;
-use crate::host::Done;
 use crate::sb::{attr_of, Fs};
 use crate::vfs::{
     blank, code, err_ptr, ok, Dentry, Inode, KResult, Own, Table, VexInode, EINVAL, ENOENT, ENOMEM, S_IFDIR, S_IFIFO,
@@ -172,11 +171,39 @@ fn fill(i: Inode, a: &Attr) -> KResult<()> {
     Ok(())
 }
 
-/// Looks an inode's attributes up again, after a change of them by the core.
+/// Looks an inode's attributes up again, after a change of them by the core. The inode is locked: otherwise a change of
+/// somebody else that comes between the look and the note of it would be undone here.
 pub(crate) fn reload(i: Inode) {
-    // If that fails the old ones stay: they are only a copy.
+    reload_links(i, 0);
+}
+
+/// The same after a change by which the inode has `more` links (negative: fewer). If the look fails, for want of memory, the
+/// old attributes stay, which are only a copy; but on the number of links depends what becomes of the inode.
+pub(crate) fn reload_links(i: Inode, more: i32) {
+    match i.fs().attr(Op::GetAttr { ino: i.ino() }) {
+        Ok(a) => i.refresh(&a),
+        Err(_) => i.set_nlink(i.nlink().saturating_add_signed(more)),
+    }
+}
+
+/// The same for who has not locked it.
+pub(crate) fn reload_unlocked(i: Inode) {
+    i.lock();
+    reload(i);
+    i.unlock();
+}
+
+/// After a rename of it. Of a directory that stays in its directory the VFS does not lock the inode; only its time
+/// has changed.
+pub(crate) fn moved(i: Inode) {
+    if !i.is_dir() {
+        return reload(i);
+    }
     if let Ok(a) = i.fs().attr(Op::GetAttr { ino: i.ino() }) {
-        i.refresh(&a);
+        let [_, _, ctime] = i.times();
+        if a.ctime > ctime {
+            i.set_ctime(a.ctime);
+        }
     }
 }
 
@@ -191,8 +218,7 @@ pub(crate) unsafe extern "C" fn evict(p: *mut c::inode) {
             let fs = i.fs();
             // It is removed now; while the file system is frozen that waits.
             c::vexfs_start_intwrite(fs.sb());
-            fs.host().post(Op::Release { ino: i.ino() }, 0, Done::Nothing);
-            fs.host().changed();
+            fs.host().release(i.ino());
             c::vexfs_end_intwrite(fs.sb());
         }
     }

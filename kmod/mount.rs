@@ -210,9 +210,14 @@ unsafe extern "C" fn reconfigure(fc: *mut c::fs_context) -> c_int {
             }
         }
         if read_only && !was {
+            fs.host().set_quiet(true);
             if let Err(e) = fs.settle() {
+                fs.host().set_quiet(false);
                 return -e;
             }
+        }
+        if !read_only {
+            fs.host().set_quiet(false);
         }
         fs.set_options(*new);
         Ok(())

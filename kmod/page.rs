@@ -8,7 +8,8 @@
 use crate::bindings as c;
 use crate::host::{Done, Host};
 use crate::sb::attr_of;
-use crate::vfs::{blank, check, ok, Folio, Inode, KResult, Table, EFAULT, EIO, ENOMEM, ENOSPC};
+use crate::sync::NoFs;
+use crate::vfs::{blank, check, code, ok, Folio, Inode, KResult, Table, EFAULT, EIO, ENOMEM, ENOSPC};
 use alloc::vec::Vec;
 use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::Ordering;
@@ -124,16 +125,17 @@ impl Reader {
 }
 
 unsafe extern "C" fn read_folio(_file: *mut c::file, f: *mut c::folio) -> c_int {
+    let _nofs = NoFs::enter();
     // SAFETY: the VFS passes a locked folio of a file of ours.
     let (f, inode) = unsafe { (Folio::new(f), Inode::new(c::vexfs_folio_inode(f))) };
     if let Err(e) = inode.fs().up() {
         f.unlock();
         return -e;
     }
-    let mut r = Reader { inode, batch: None, len: 0 };
-    r.add(f);
-    r.send();
-    0
+    // Who asked waits for it anyway; so it is told the error: without memory it is not the device that failed.
+    let r = fill(inode, f);
+    f.unlock();
+    code(r)
 }
 
 unsafe extern "C" fn readahead(r: *mut c::readahead_control) {
@@ -190,16 +192,47 @@ pub(crate) fn reserve(inode: Inode, f: Folio) -> KResult<()> {
     Ok(())
 }
 
+/// Sets space aside for a write of so many bytes past the page cache; gives the blocks, for `Host::unreserve`.
+pub(crate) fn reserve_direct(inode: Inode, offset: u64, len: usize) -> KResult<u64> {
+    let end = offset.saturating_add(len as u64);
+    let blocks = end.div_ceil(PAGE).saturating_sub(offset / PAGE);
+    let host = inode.fs().host();
+    if host.reserve(blocks) {
+        return Ok(blocks);
+    }
+    make_room(inode);
+    if host.reserve(blocks) {
+        return Ok(blocks);
+    }
+    let start = offset / PAGE * PAGE;
+    if !is_preallocated(inode, start, end.saturating_sub(start))? {
+        return Err(ENOSPC);
+    }
+    host.reserve_anyway(blocks);
+    Ok(blocks)
+}
+
+/// Space of data that was overwritten or removed comes back with a checkpoint.
+fn make_room(inode: Inode) {
+    // SAFETY: a live mapping.
+    unsafe { c::filemap_flush(inode.mapping()) };
+    let _ = inode.fs().call(Op::Checkpoint);
+}
+
 fn preallocated(inode: Inode, f: Folio) -> KResult<bool> {
-    let op = Op::Extents { ino: inode.ino(), offset: f.pos(), len: f.size() as u64, max: 64 };
+    is_preallocated(inode, f.pos(), f.size() as u64)
+}
+
+fn is_preallocated(inode: Inode, start: u64, len: u64) -> KResult<bool> {
+    let op = Op::Extents { ino: inode.ino(), offset: start, len, max: 64 };
     let Reply::Extents(list) = inode.fs().call(op)? else { return Err(EIO) };
-    let mut at = f.pos();
+    let mut at = start;
     for e in list.iter().filter(|e| e.unwritten) {
         if e.logical <= at {
             at = at.max(e.logical.saturating_add(e.len));
         }
     }
-    Ok(at >= f.pos().saturating_add(f.size() as u64))
+    Ok(at >= start.saturating_add(len))
 }
 
 /// Gives it back: the folio is written or gone.
@@ -361,6 +394,8 @@ impl Writer {
 }
 
 unsafe extern "C" fn writepages(mapping: *mut c::address_space, wbc: *mut c::writeback_control) -> c_int {
+    // Folios are locked and under writeback before what writes them is submitted: reclaim must not wait for them.
+    let _nofs = NoFs::enter();
     // SAFETY: the VFS passes the mapping of a file of ours; `writeback_iter` gives locked folios that were made clean, and
     // takes note of errors that it is told.
     unsafe {
@@ -469,11 +504,8 @@ pub(crate) unsafe fn write(inode: Inode, mut pos: u64, iter: *mut c::iov_iter) -
                 unsafe { c::balance_dirty_pages_ratelimited(inode.mapping()) };
             }
             Err(ENOSPC) if !tried => {
-                // Space of data that was overwritten or removed comes back with a checkpoint.
                 tried = true;
-                // SAFETY: a live mapping.
-                unsafe { c::filemap_flush(inode.mapping()) };
-                let _ = inode.fs().call(Op::Checkpoint);
+                make_room(inode);
             }
             Err(_) if done > 0 => break,
             Err(e) => return Err(e),
@@ -515,6 +547,7 @@ unsafe fn write_some(inode: Inode, pos: u64, iter: *mut c::iov_iter) -> KResult<
 }
 
 unsafe fn fill_folio(inode: Inode, f: Folio, pos: u64, chunk: usize, iter: *mut c::iov_iter) -> KResult<usize> {
+    let _nofs = NoFs::enter();
     let at = pos.saturating_sub(f.pos()) as usize;
     let n = chunk.min(f.size() - at);
     f.wait_writeback();
@@ -553,23 +586,46 @@ unsafe fn fill_folio(inode: Inode, f: Folio, pos: u64, chunk: usize, iter: *mut 
 
 /// A page of a shared mapping is about to be written to.
 pub(crate) unsafe extern "C" fn page_mkwrite(v: *mut c::vm_fault) -> c::vm_fault_t {
-    // SAFETY: the VFS passes a fault in a mapping of a file of ours. The generic code locks the folio, makes it dirty and
-    // waits for writeback.
+    // SAFETY: the VFS passes a fault in a mapping of a file of ours, and keeps a reference to the folio.
     unsafe {
-        let r = c::filemap_page_mkwrite(v);
-        if r & c::VEXFS_VM_FAULT_LOCKED == 0 {
-            return r;
-        }
+        let file = c::vexfs_vmf_file(v);
+        let inode = Inode::new(c::vexfs_file_inode(file));
+        c::vexfs_start_pagefault(inode.sb());
+        c::file_update_time(file);
+        let r = match make_writable(inode, v) {
+            // Once more, as a write does it.
+            Err(ENOSPC) => {
+                make_room(inode);
+                make_writable(inode, v)
+            }
+            r => r,
+        };
+        c::vexfs_end_pagefault(inode.sb());
+        r.unwrap_or(c::VEXFS_VM_FAULT_SIGBUS)
+    }
+}
+
+/// Sets space aside for the folio of a fault, then makes it dirty, and leaves it locked.
+unsafe fn make_writable(inode: Inode, v: *mut c::vm_fault) -> KResult<c::vm_fault_t> {
+    // SAFETY: as for `page_mkwrite`.
+    unsafe {
+        inode.fs().up()?;
         let mut p = null_mut();
         c::vexfs_vmf_folio(v, &mut p);
         let f = Folio::new(p);
-        let inode = Inode::new(c::vexfs_folio_inode(p));
-        f.wait_writeback();
-        if inode.fs().is_shut() || reserve(inode, f).is_err() {
-            f.unlock();
-            return c::VEXFS_VM_FAULT_SIGBUS;
+        if !c::vexfs_folio_lock(p, inode.raw()) {
+            // It is no longer in the file.
+            return Ok(c::VEXFS_VM_FAULT_NOPAGE);
         }
-        r
+        let _nofs = NoFs::enter();
+        f.wait_writeback();
+        if let Err(e) = reserve(inode, f) {
+            f.unlock();
+            return Err(e);
+        }
+        // Dirty before it is let go, so that a freeze finds it.
+        f.mark_dirty();
+        Ok(c::VEXFS_VM_FAULT_LOCKED)
     }
 }
 

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::ffi::c_int;
 use kernel::prelude::*;
 use vexfs_core::engine::Stats;
-use vexfs_core::mem;
+use vexfs_core::mem::{self, Map};
 use vexfs_core::op::{Attr, Ino, Op, Reply, StatFs, ROOT};
 use vexfs_core::Error;
 
@@ -27,6 +27,8 @@ pub(crate) struct Fs {
     host: mem::Box<Host>,
     sb: *mut c::super_block,
     options: Mutex<MountOptions>,
+    /// Bytes that the sessions of each user hold, by user id.
+    pub(crate) sessions: Mutex<Map<usize>>,
     /// The failure was reported.
     reported: AtomicBool,
     /// FS_IOC_SHUTDOWN came.
@@ -42,12 +44,14 @@ impl Fs {
             host,
             sb,
             options: Mutex::new(options),
+            sessions: Mutex::new(Map::new()),
             reported: AtomicBool::new(false),
             shut: AtomicBool::new(false),
             object: sysfs::Object::new(),
         });
         let fs = fs.map_err(|_| ENOMEM)?;
         fs.options.init();
+        fs.sessions.init();
         Ok(fs)
     }
 
@@ -307,16 +311,18 @@ unsafe extern "C" fn freeze_fs(s: *mut c::super_block) -> c_int {
     if fs.host.is_aborted() || fs.host.read_only() {
         return 0;
     }
-    let r = fs.host.call(Op::Checkpoint).map(|_| ()).map_err(errno);
-    if r.is_ok() {
-        fs.host.set_frozen(true);
-    }
-    code(r)
+    code(fs.host.call(Op::Checkpoint).map_err(errno).and_then(|_| fs.host.freeze()))
 }
 
 unsafe extern "C" fn unfreeze_fs(s: *mut c::super_block) -> c_int {
-    // SAFETY: a filled superblock.
-    unsafe { Fs::of(s) }.host.set_frozen(false);
+    // SAFETY: a filled superblock, which is locked.
+    unsafe {
+        let fs = Fs::of(s);
+        fs.host.thaw();
+        if c::vexfs_sb_rdonly(s) {
+            fs.host.set_quiet(true);
+        }
+    }
     0
 }
 
@@ -331,7 +337,7 @@ unsafe extern "C" fn statfs(d: *mut c::dentry, out: *mut c::kstatfs) -> c_int {
             o.f_bsize = 4096;
             o.f_blocks = f.blocks;
             o.f_bfree = f.free.saturating_sub(reserved);
-            o.f_bavail = f.available.saturating_sub(reserved);
+            o.f_bavail = fs.host.available().saturating_sub(reserved);
             // There is no table of inodes: every free block could hold some.
             o.f_files = f.inodes.saturating_add(f.free);
             o.f_ffree = f.free;

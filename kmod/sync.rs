@@ -128,6 +128,12 @@ impl<T> Mutex<T> {
         unsafe { c::vexfs_mutex_init(self.mutex.get()) }
     }
 
+    /// Waits; none if a signal that ends the process came first.
+    pub(crate) fn lock_killable(&self) -> Option<Locked<'_, T>> {
+        // SAFETY: initialised; released by the guard.
+        unsafe { c::vexfs_mutex_lock_killable(self.mutex.get()) }.then(|| Locked(self))
+    }
+
     pub(crate) fn lock(&self) -> Locked<'_, T> {
         // SAFETY: initialised; released by the guard.
         unsafe { c::vexfs_mutex_lock(self.mutex.get()) };
@@ -196,7 +202,8 @@ impl Completion {
     }
 }
 
-/// While it lives, this thread's allocations do not call back into file systems: the core's lock may be held.
+/// While it lives, this thread's allocations do not call back into file systems: the core's lock may be held, or folios that
+/// reclaim would wait for.
 pub(crate) struct NoFs(kernel::ffi::c_uint);
 
 impl NoFs {

@@ -16,6 +16,7 @@ use vexfs_core::Error;
 pub(crate) type KResult<T> = core::result::Result<T, i32>;
 
 pub(crate) const ENOENT: i32 = 2;
+pub(crate) const EINTR: i32 = 4;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const ENOMEM: i32 = 12;
 pub(crate) const EFAULT: i32 = 14;
@@ -318,7 +319,8 @@ impl Inode {
     pub(crate) fn refresh(self, a: &Attr) {
         // SAFETY: live inode.
         unsafe {
-            (*self.0).i_mode = a.mode as u16;
+            // What it is never changes, whatever a damaged volume says: its operations were chosen by that.
+            (*self.0).i_mode = (*self.0).i_mode & S_IFMT as u16 | (a.mode & !S_IFMT) as u16;
             c::vexfs_set_ids(self.0, a.uid, a.gid);
         }
         self.set_nlink(a.nlink);

@@ -134,3 +134,56 @@ def test_kmemleak():
     found = leaks.read_text()
     assert not found, f"{found.count('unreferenced object')} objects: {found[:1500]}"
     return "20 cycles, 4 of them with a volume; two scans: no unreferenced object"
+
+
+@test(limit=240, quick=True)
+def test_autoload():
+    """mount -t vexfs loads the module by itself from where `make install` puts it"""
+    if G.driver != "kernel":
+        raise Skip("the module's own")
+    release = os.uname().release
+    modules = pathlib.Path("/lib/modules") / release
+    (modules / "updates").mkdir(parents=True)
+    (modules / "updates/vexfs.ko").write_bytes(pathlib.Path(G.module).read_bytes())
+    run("depmod", "-a", release)
+    # The kernel calls modprobe in the root that it booted with; this one's is elsewhere in it.
+    helper = G.work / "modprobe"
+    helper.parent.mkdir(parents=True, exist_ok=True)
+    root = {"uml": "/mnt/root"}.get(G.kind, "/lay/root")
+    helper.write_text(f'#!/bin/busybox sh\nexec /bin/busybox chroot {root} /sbin/modprobe "$@"\n')
+    helper.chmod(0o755)
+    setting = pathlib.Path("/proc/sys/kernel/modprobe")
+    before = setting.read_text()
+    mkfs(G.spare, "-s", "64M")
+    try:
+        unload()
+        setting.write_text(f"{root}{helper}\n")
+        directory = pathlib.Path("/mnt/v")
+        directory.mkdir(parents=True, exist_ok=True)
+        run("mount", "-t", "vexfs", G.spare, directory)
+        assert loaded()
+        (directory / "f").write_bytes(b"f")
+        run("umount", directory)
+        # And by its name.
+        run("modprobe", "-r", "vexfs")
+        assert not loaded()
+        run("modprobe", "vexfs")
+        assert loaded()
+        unload()
+    finally:
+        setting.write_text(before)
+        vex.shutil.rmtree(modules)
+    return f"loaded from {modules}/updates"
+
+
+@test(limit=120, disk=False, kinds=("x86",))
+def test_packaging():
+    """`make` and `make install` of kmod/ as its README says; a kernel without Rust is refused in clear words (on the host)"""
+
+
+def packaged(run):
+    import packaging
+    return packaging.check(run.kind)
+
+
+TESTS[-1].after = packaged

@@ -168,7 +168,7 @@ def test_memory_limit():
                     f.write(n.to_bytes(8, "little") + piece[8:])
             copy = subprocess.Popen(["cp", "--reflink=never", v / "large", v / "copy"])
             begin = time.time()
-            searches, rng = 0, random.Random(2)
+            searches, beside, copied, rng = 0, 0, 0.0, random.Random(2)
             while searches < 5 or copy.poll() is None:
                 # Each vector is there once: it is its own nearest.
                 n, r = rng.randrange(records // each * 10), rng.randrange(rows)
@@ -179,6 +179,7 @@ def test_memory_limit():
                 if copy.poll() is None:
                     beside, copied = searches, time.time() - begin
             assert copy.wait() == 0, "the copy failed"
+            assert beside, "no search ended before the copy did"
             with open(v / "copy", "rb") as f:
                 for n in range(large >> 20):
                     assert f.read(1 << 20) == n.to_bytes(8, "little") + piece[8:], f"MiB {n} of the copy is wrong"

@@ -298,6 +298,89 @@ def test_freeze():
     return f"{len(jobs)} kinds of changes blocked, {len(files)} files read and {len(vectors)} searches meanwhile, image of {256} MiB clean"
 
 
+@test(quick=True, limit=180)
+def test_freeze_beside_readers():
+    """fsfreeze does not wait for a pause of those who read: on a slow disk there is none"""
+    kernel_only()
+    delay = 100
+    slow_disk = lambda ms: f"0 {sectors(G.main)} delay {G.main} 0 {ms} {G.main} 0 0\n"
+    m = Mapped(slow_disk(0))
+    mkfs(m.path, "-s", "256M")
+    readers, longest = [], 0.0
+    try:
+        with mounted(m.path) as v:
+            (v / "cold").write_bytes(random.Random(7).randbytes(8 * MIB))
+            os.sync()
+            m.change(slow_disk(delay))
+            for n in range(8):
+                pid = os.fork()
+                if pid == 0:
+                    b, rng, end = mmap.mmap(-1, 4096), random.Random(n), time.time() + 25
+                    with opened(v / "cold", os.O_RDONLY | os.O_DIRECT) as fd:
+                        while time.time() < end:
+                            os.preadv(fd, [b], rng.randrange(2000) * 4096)
+                    os._exit(0)
+                readers.append(pid)
+            time.sleep(0.5)
+            for _ in range(3):
+                begin = time.time()
+                run("fsfreeze", "-f", v.dir)
+                longest = max(longest, time.time() - begin)
+                run("fsfreeze", "-u", v.dir)
+            assert longest < 3, f"to freeze took {longest:.1f} s beside readers"
+            m.change(slow_disk(0))
+            for pid in readers:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+    finally:
+        m.change(slow_disk(0))
+        m.remove()
+    return f"frozen within {longest:.2f} s"
+
+
+@test(quick=True, limit=180, warns=True)
+def test_no_healing():
+    """Bad copies of metadata are written anew by reads, but not on a frozen volume and not on one that was remounted read-only"""
+    kernel_only()
+    count = 3000
+    notes = []
+    for how in ("frozen", "read-only", "writable"):
+        mkfs(G.main, "-s", "1G")
+        v = Volume(G.main, "/mnt/v", G.driver, "").mount()
+        (v / "d").mkdir()
+        for i in range(count):
+            (v / f"d/file-with-a-name-{i}").touch()
+        v.umount()
+        # The first copies of tree nodes.
+        with open(G.main, "r+b", buffering=0) as f:
+            for at in range(16, 20_000):
+                head = os.pread(f.fileno(), 64, at * 4096)
+                first, second = struct.unpack_from("<QQ", head, 24)
+                if head[4:8] == b"VXnd" and first == at and second:
+                    os.pwrite(f.fileno(), bytes(b ^ 0x55 for b in head), at * 4096)
+        v.mount()
+        if how == "frozen":
+            ioctl_int(v.dir, FIFREEZE, 0)
+        elif how == "read-only":
+            v.remount("ro")
+        before = figure("healed"), figure("writes")
+        try:
+            for i in range(0, count, 7):
+                (v / f"d/file-with-a-name-{i}").stat()
+            time.sleep(0.5)
+            healed = figure("healed") - before[0]
+            if how == "writable":
+                assert healed > 10, f"{healed} copies were written anew: nothing was tested"
+            else:
+                assert healed == 0 and figure("writes") == before[1], f"{healed} copies were written anew on a {how} volume"
+        finally:
+            if how == "frozen":
+                ioctl_int(v.dir, FITHAW, 0)
+        notes.append(f"{how}: {healed}")
+        v.umount()
+    return "copies written anew: " + ", ".join(notes)
+
+
 def drop_caches_only():
     """Without sync(2), which blocks on nothing but may write."""
     pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")
@@ -386,12 +469,17 @@ def test_shutdown():
         assert user(1000, lambda: ioctl_int(v.dir, SHUTDOWN, NOW)) == errno.EPERM
         fails(errno.EINVAL, ioctl_int, v.dir, SHUTDOWN, 7)
         (v / "still").touch()
+        # Two sessions that were opened before; one has a reply that nobody read.
+        status = struct.pack("<IHHQIIQ", 32, 1, 16, 1, 0, 0, 0)
+        session, waiting = (open(v / ".vexfs", "r+b", buffering=0) for _ in range(2))
+        waiting.write(status)
         ioctl_int(v.dir, SHUTDOWN, kind)
         for name, call in {
             "create": (v / "new").touch, "unlink": (v / "durable1").unlink, "write": lambda: os.write(fd, b"x"), "fsync": lambda: os.fsync(fd),
             "read": lambda: os.pread(fd, 10, 0), "rename": lambda: os.rename(v / "durable2", v / "x"), "mkdir": (v / "d").mkdir, "chmod": lambda: os.chmod(v / "durable3", 0o600),
             "readdir": lambda: os.listdir(v.dir), "truncate": lambda: os.ftruncate(fd, 1), "syncfs": lambda: syscall("syncfs", fd), "open": lambda: open(v / "durable4"),
             "setxattr": lambda: os.setxattr(v / "open", "user.x", b"1"), "fallocate": lambda: os.posix_fallocate(fd, 0, 1 << 20), "control file": lambda: open(v / ".vexfs", "r+b"),
+            "request": lambda: session.write(status), "reply": lambda: waiting.read(100),
         }.items():
             try:
                 call()
@@ -403,6 +491,8 @@ def test_shutdown():
         ioctl_int(v.dir, SHUTDOWN, kind)
         shared.close()
         os.close(fd)
+        session.close()
+        waiting.close()
         v.umount()
         v.mount()
         for i in range(1, 50):
@@ -905,6 +995,191 @@ def test_remount_writable():
     v.umount()
     fsck()
     return f"{replayed} log groups replayed, {reads[0]} reads around the remount"
+
+
+@test(quick=True, limit=180)
+def test_attributes_under_requests():
+    """What chmod says stays, though requests through the control file look the same inodes' attributes up meanwhile"""
+    kernel_only()
+    from h_power import DIM
+    mkfs()
+    vex.vexfs("collection", "create", f"{G.main}:/c", "--dim", DIM, "--metric", "l2", "--index", "flat")
+    with mounted() as v:
+        counts, others = mmap.mmap(-1, 4096), []
+
+        def insert(k):
+            c, n = open(v / "c/.vexfs", "r+b", buffering=0), 0
+            while True:
+                # Not durable: the device would be waited for.
+                body = struct.pack("<IIIIQQ", 1, DIM, 1, 0, 0, 1_000_000 * k + n % 1000) + bytes(4 * DIM)
+                c.write(struct.pack("<IHHQIIQ", 32 + len(body), 1, 5, n, 0, 0, 0) + body)
+                status, = struct.unpack_from("<i", c.read(1 << 16), 16)
+                assert status == 0, status
+                n += 1
+                counts[8 * k:8 * k + 8] = struct.pack("<Q", n)
+
+        for k in range(3):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    insert(k)
+                finally:
+                    os._exit(1)
+            others.append(pid)
+        end, changes = time.time() + (6 if G.quick else 60), 0
+        try:
+            while time.time() < end:
+                mode = 0o700 + changes % 64
+                os.chmod(v / "c", mode)
+                for _ in range(5):
+                    got = stat.S_IMODE((v / "c").stat().st_mode)
+                    assert got == mode, f"chmod {mode:o} was undone after {changes} changes: {got:o}"
+                changes += 1
+        finally:
+            for pid in others:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+        done = struct.unpack_from("<3Q", counts)
+        assert min(done) > 10, done
+    fsck()
+    return f"{changes} changes of the mode beside {sum(done)} inserts"
+
+
+@test(quick=True, limit=240)
+def test_session_memory():
+    """What the control files of a user make the module hold is bounded; root and other users go on"""
+    kernel_only()
+    mkfs()
+    with mounted() as v:
+        part = struct.pack("<IHHQIIQ", 64 * MIB, 1, 5, 1, 0, 0, 0) + bytes(16 * MIB - 32)
+        status = struct.pack("<IHHQIIQ", 32, 1, 16, 1, 0, 0, 0)
+
+        def ask():
+            with open(v / ".vexfs", "r+b", buffering=0) as f:
+                f.write(status)
+                assert len(f.read(1 << 16)) > 32
+
+        def hold():
+            files = []
+            try:
+                for taken in range(100):
+                    files.append(open(v / ".vexfs", "r+b", buffering=0))
+                    files[-1].write(part)
+            except OSError as e:
+                assert e.errno == errno.EBUSY, e
+            assert 3 <= taken <= 18, taken
+            assert figure("module_bytes") < 400 * MIB
+            fails(errno.EBUSY, ask)
+            os.write(pipe[1], b"x")
+            os.read(back[0], 1)
+            for f in files:
+                f.close()
+            ask()
+            raise OSError(taken, "sessions")
+
+        pipe, back = os.pipe(), os.pipe()
+        holder = os.fork()
+        if holder == 0:
+            code = 255
+            try:
+                os.setgid(1000)
+                os.setuid(1000)
+                hold()
+            except OSError as e:
+                code = e.errno
+            finally:
+                os._exit(code)
+        os.close(pipe[1])
+        assert os.read(pipe[0], 1) == b"x", f"what one user held: {os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1])}"
+        ask()
+        assert user(1001, ask) == 0, "another user"
+        os.write(back[1], b"x")
+        taken = os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1])
+        assert 3 <= taken <= 18, taken
+    return f"{taken} requests of 16 MiB that were not complete, then EBUSY"
+
+
+@test(quick=True, limit=240)
+def test_space_set_aside():
+    """What write() accepted finds its space: direct writes, fallocate and names leave what waits in the page cache its blocks"""
+    kernel_only()
+    rng = random.Random(11)
+    piece = rng.randbytes(MIB)
+    notes = []
+    for n in range(3 if G.quick else 20):
+        mkfs(G.main, "-s", "128M")
+        with mounted() as v:
+            free = os.statvfs(v.dir).f_bavail * 4096
+            fd = os.open(v / "waits", os.O_RDWR | os.O_CREAT)
+            accepted = 0
+            stop, took = threading.Event(), {"direct": 0, "fallocate": 0, "names": 0}
+
+            def until_full(what, f):
+                while not stop.is_set():
+                    try:
+                        f(took[what])
+                        took[what] += 1
+                    except OSError as e:
+                        assert e.errno == errno.ENOSPC, e
+                        time.sleep(0.02)
+
+            buffer = mmap.mmap(-1, MIB)
+            buffer[:] = piece
+            direct = os.open(v / "direct", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+            allocated = os.open(v / "allocated", os.O_RDWR | os.O_CREAT)
+            jobs = {
+                "direct": lambda i: os.pwrite(direct, buffer, i * MIB), "fallocate": lambda i: os.posix_fallocate(allocated, i * 4 * MIB, 4 * MIB),
+                "names": lambda i: (v / f"with-a-name-of-some-length-{i}-{'x' * 100}").touch(),
+            }
+            # Half of it waits before the others begin.
+            while accepted < free * (0.3 + 0.2 * (n % 3)):
+                accepted += os.write(fd, piece)
+            threads = [threading.Thread(target=until_full, args=job) for job in jobs.items()]
+            for t in threads:
+                t.start()
+            full, end = 0, time.time() + 20
+            while full < 20 and time.time() < end:
+                try:
+                    accepted += os.write(fd, piece[accepted % MIB:][:40_000])
+                except OSError as e:
+                    assert e.errno == errno.ENOSPC, e
+                    full += 1
+                    time.sleep(0.02)
+            stop.set()
+            for t in threads:
+                t.join(60)
+                assert not t.is_alive(), "a writer hangs on a full volume"
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            got = os.pread(fd, accepted + 1, 0)
+            want = (piece * (accepted // MIB + 2))[:accepted]
+            assert got == want, "what write() accepted is not what is read"
+            for f in (fd, direct, allocated):
+                os.close(f)
+            notes.append(f"{accepted >> 20} MiB beside {took}")
+            # A mapping gets no page that has no place: the process is told, and nothing that cannot be written is left behind.
+            with open(v / "direct", "ab", buffering=0) as f:
+                fails(errno.ENOSPC, lambda: [f.write(piece) for _ in range(200)])
+                fails(errno.ENOSPC, lambda: [f.write(b"x" * 4096) for _ in range(500)])
+            sparse = os.open(v / "waits", os.O_RDWR)
+            os.ftruncate(sparse, accepted + 64 * MIB)
+
+            def touch():
+                m = mmap.mmap(sparse, accepted + 64 * MIB)
+                for i in range(32 * MIB, 64 * MIB, 65536):
+                    m[accepted + i] = 1
+
+            pid = os.fork()
+            if pid == 0:
+                touch()
+                os._exit(0)
+            killed = os.waitpid(pid, 0)[1]
+            assert killed == 7, f"a mapping on a full volume: status {killed} where SIGBUS is right"
+            os.fsync(sparse)
+            os.close(sparse)
+            os.unlink(v / "allocated")
+        fsck()
+    return "; ".join(notes)
 
 
 # Many threads.

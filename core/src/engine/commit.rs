@@ -42,6 +42,16 @@ impl Volume {
         self.checkpoint_need().saturating_add(base)
     }
 
+    /// Blocks that task `id` leaves free.
+    pub(super) fn reserve_of(&self, id: u64) -> u64 {
+        let brings = |op: &Op| matches!(op, Op::Write { times: Some(_), .. });
+        if self.kept > 0 && self.tasks.get(id).and_then(|t| t.op.as_ref()).is_some_and(brings) {
+            let need = self.checkpoint_need();
+            return need.saturating_add(self.reserve().saturating_sub(need) / 2);
+        }
+        self.reserve().saturating_add(self.kept)
+    }
+
     /// Blocks that a checkpoint of the present state takes, at most.
     pub(super) fn checkpoint_need(&self) -> u64 {
         let copies = u64::from(self.sb.copies.max(1));
@@ -77,7 +87,7 @@ impl Volume {
         let copies = u64::from(self.sb.copies.max(1));
         let more = nodes_touched(&c.edits).saturating_add(8).saturating_mul(copies);
         let need = self.checkpoint_need().saturating_add(more);
-        let floor = if frees_only { need } else { need.max(self.reserve()) };
+        let floor = if frees_only { need } else { need.max(self.reserve_of(id)) };
         if self.space.free() < floor {
             return Err(Stop::Need(Need::Space));
         }

@@ -121,7 +121,7 @@ impl Volume {
         for (_, n) in &plan.reserve {
             blocks = blocks.saturating_add(u64::from(*n));
         }
-        if blocks > 0 && self.space.free() < blocks.saturating_add(self.reserve()) {
+        if blocks > 0 && self.space.free() < blocks.saturating_add(self.reserve_of(id)) {
             return Err(Stop::Need(Need::Space));
         }
         // First all the room, then all the writes: nothing is in flight when room is short.
@@ -350,7 +350,7 @@ impl Volume {
         let min = u32::try_from(min).unwrap_or(u32::MAX);
         let mut at = from;
         // What a checkpoint may need meanwhile is left alone.
-        let floor = self.reserve().saturating_mul(2);
+        let floor = self.reserve().saturating_mul(2).saturating_add(self.kept);
         loop {
             if let Some(t) = self.tasks.get_mut(id) {
                 mem::reserve(&mut t.placed, 1)?;

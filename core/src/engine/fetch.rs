@@ -153,7 +153,8 @@ impl Volume {
         let mut fail = None;
         if good {
             // The other copy was bad: write the good one over it, if this volume may write.
-            let heal = r.twin && r.error == Some(Error::Corrupt) && !self.read_only && self.state == State::Ready;
+            let writable = !self.read_only && !self.quiet && self.state == State::Ready;
+            let heal = r.twin && r.error == Some(Error::Corrupt) && writable;
             let copy = if heal { buf.copy().ok() } else { None };
             match (self.view.tree.admit(ptr, level, buf), copy) {
                 (Err(e), _) => fail = Some(e),

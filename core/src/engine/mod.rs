@@ -175,6 +175,8 @@ pub struct Volume {
     sealing: bool,
     changed_at: Option<i64>,
     heals: usize,
+    quiet: bool,
+    kept: u64,
     retry: bool,
     stream_dirty: u64,
     recover: Option<mem::Box<recover::Recover>>,
@@ -235,6 +237,8 @@ impl Volume {
             sealing: false,
             changed_at: None,
             heals: 0,
+            quiet: false,
+            kept: 0,
             retry: false,
             stream_dirty: 0,
             recover: None,
@@ -440,6 +444,19 @@ impl Volume {
         self.pump();
     }
 
+    /// Sets `blocks` aside for data that the driver keeps back and has acknowledged. Only writes that bring such data (those
+    /// that say its times) may take them; these may also take half of what is otherwise left for bringing a full
+    /// volume to order, as metadata of theirs is in no reckoning of the driver's.
+    pub fn set_kept(&mut self, blocks: u64) {
+        self.kept = blocks;
+    }
+
+    /// Whether reads leave bad copies of metadata as they are instead of writing the good one over them: for a driver that has
+    /// promised not to write for now.
+    pub fn set_quiet(&mut self, quiet: bool) {
+        self.quiet = quiet;
+    }
+
     /// Drops up to `nodes` clean nodes from the cache; says how many went. For a driver whose system is short of memory.
     pub fn shrink(&mut self, nodes: usize) -> usize {
         let before = self.view.tree.cached();
@@ -545,7 +562,7 @@ impl Volume {
     fn refresh_info(&mut self) {
         let free = self.space.free();
         self.view.info.free = free.saturating_add(self.space.waiting());
-        self.view.info.available = self.space_left();
+        self.view.info.available = self.space_left().saturating_sub(self.kept);
         self.view.info.read_only = self.read_only || self.state == State::Aborted;
     }
 }
