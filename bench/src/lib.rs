@@ -93,7 +93,7 @@ impl Common {
             machine: self.machine.clone().unwrap_or_else(machine::kind),
             cpu: machine::cpu(),
             commit: machine::commit(),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
+            command: command_line(std::env::args()),
             time: now.map_or(0, |d| d.as_secs()),
             params,
             unit: unit.into(),
@@ -104,4 +104,10 @@ impl Common {
             evaluations: None,
         }
     }
+}
+
+/// A command line as it would be typed beside the files: of paths only the last part, as the others are one machine's business.
+fn command_line(words: impl Iterator<Item = String>) -> String {
+    let short = |w: String| w.rsplit('/').next().map_or_else(String::new, str::to_owned);
+    words.map(short).collect::<Vec<_>>().join(" ")
 }

@@ -29,7 +29,7 @@ pub struct Shape {
     /// Metric: l2, cosine or ip
     #[arg(long, default_value = "cosine")]
     pub metric: Metric,
-    /// Index kind: flat or hnsw
+    /// Index kind: flat, hnsw, ivf, pq or lsh
     #[arg(long, default_value = "hnsw")]
     pub index: IndexKind,
     /// HNSW: links per node and layer
@@ -124,6 +124,16 @@ fn settle(s: &mut Session) -> Done {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The number that says how much an index of this kind looks at, and the values to try, from the quickest on.
+fn efforts(index: IndexKind, a: &crate::SearchArgs) -> (&'static str, &[u32]) {
+    match index {
+        IndexKind::Flat => ("", &[0]),
+        IndexKind::Hnsw => ("ef", &a.ef),
+        IndexKind::Ivf => ("nprobe", &[1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256]),
+        _ => ("rerank", &[10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400, 800]),
     }
 }
 
@@ -229,12 +239,15 @@ pub fn search(path: &OsStr, shape: &Shape, a: &crate::SearchArgs, common: &Commo
     }
     s.ask(|c| c.sync())?;
     settle(&mut s)?;
-    let efs: &[u32] = if shape.index == IndexKind::Hnsw { &a.ef } else { &[0] };
+    let (effort, efforts) = efforts(shape.index, a);
     let mut rows = Vec::new();
-    for ef in efs {
+    for n in efforts {
+        let of = |name: &str| if name == effort { *n } else { 0 };
         let ask = |s: &mut Session, q: usize| {
-            let search = Search { dim: base.dim, queries: queries.row(q), k: a.k, ef: *ef, ..Search::default() };
-            s.ask(|c| c.search(&search))
+            let (ef, nprobe, rerank) = (of("ef"), of("nprobe"), of("rerank"));
+            let asked =
+                Search { dim: base.dim, queries: queries.row(q), k: a.k, ef, nprobe, rerank, ..Search::default() };
+            s.ask(|c| c.search(&asked))
         };
         let (mut right, mut evaluations) = (0usize, 0u64);
         for (q, kth) in kth.iter().enumerate() {
@@ -249,7 +262,7 @@ pub fn search(path: &OsStr, shape: &Shape, a: &crate::SearchArgs, common: &Commo
             right += found.queries.iter().flat_map(|r| &r.hits).filter(|h| near(h.id)).count();
         }
         let recall = right as f64 / (queries.len() * k.min(base.len())) as f64;
-        if a.target.is_some_and(|t| recall < t) && efs.last() != Some(ef) {
+        if a.target.is_some_and(|t| recall < t) && efforts.last() != Some(n) {
             continue;
         }
         let mut m = Measured::default();
@@ -265,8 +278,8 @@ pub fn search(path: &OsStr, shape: &Shape, a: &crate::SearchArgs, common: &Commo
         }
         let mut params = shape.params(&base);
         params.insert("k".into(), json!(k));
-        if *ef > 0 {
-            params.insert("ef".into(), json!(ef));
+        if *n > 0 {
+            params.insert(effort.into(), json!(n));
         }
         let mut row = common.row("search", path, params, "/s", m);
         row.recall = Some(recall);
