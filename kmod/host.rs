@@ -169,12 +169,12 @@ impl Deadline {
     }
 }
 
-/// Waits a little; an error if the process is to end.
-fn pause() -> Result<(), i32> {
+/// Waits a little; `killable`: an error if the process is to end.
+fn pause(killable: bool) -> Result<(), i32> {
     // SAFETY: process context.
     unsafe { c::vexfs_sleep_tick() };
     // SAFETY: the current task.
-    if unsafe { c::vexfs_fatal_signal() } {
+    if killable && unsafe { c::vexfs_fatal_signal() } {
         return Err(EINTR);
     }
     Ok(())
@@ -259,7 +259,7 @@ impl Host {
 
     fn start(&self) -> Result<(), i32> {
         self.renew(&mut self.core.write())?;
-        self.wait_until_ready()
+        self.wait_until_ready(true)
     }
 
     /// Puts a volume that is being opened into its place.
@@ -285,7 +285,7 @@ impl Host {
 
     /// The exclusive side of the lock at a moment at which nothing is under way, so that no reply and no buffer comes back to
     /// another volume than the one that it belongs to.
-    fn idle(&self) -> Result<crate::sync::Write<'_, Core>, i32> {
+    fn idle(&self, killable: bool) -> Result<crate::sync::Write<'_, Core>, i32> {
         let end = Deadline::after(PATIENCE);
         loop {
             let core = self.core.write();
@@ -296,7 +296,7 @@ impl Host {
             if end.is_over() {
                 return Err(EBUSY);
             }
-            pause()?;
+            pause(killable)?;
         }
     }
 
@@ -304,19 +304,20 @@ impl Host {
     /// a mount. Operations that come meanwhile wait. If that fails it is as before.
     pub(crate) fn become_writable(&self) -> Result<(), i32> {
         {
-            let mut core = self.idle()?;
+            let mut core = self.idle(true)?;
             self.read_only.store(false, Ordering::Release);
             self.renew(&mut core).inspect_err(|_| self.read_only.store(true, Ordering::Release))?;
         }
-        self.wait_until_ready().inspect_err(|_| {
+        // From here on nobody is to be interrupted: what is half open would go on and write.
+        self.wait_until_ready(false).inspect_err(|_| {
             self.read_only.store(true, Ordering::Release);
             // Reads go on if that works; if not, they fail.
-            let again = self.idle().and_then(|mut core| self.renew(&mut core));
-            let _ = again.and_then(|()| self.wait_until_ready());
+            let again = self.idle(false).and_then(|mut core| self.renew(&mut core));
+            let _ = again.and_then(|()| self.wait_until_ready(false));
         })
     }
 
-    fn wait_until_ready(&self) -> Result<(), i32> {
+    fn wait_until_ready(&self, killable: bool) -> Result<(), i32> {
         self.step(|_| ());
         let mut end = Deadline::after(PATIENCE);
         loop {
@@ -327,7 +328,7 @@ impl Host {
                 State::Aborted | State::Closed => return Err(5),
             }
             self.wake_tick(0);
-            pause()?;
+            pause(killable)?;
             if self.bios.inflight() > 0 {
                 end = Deadline::after(PATIENCE);
             } else if end.is_over() {
