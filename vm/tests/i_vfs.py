@@ -1099,7 +1099,8 @@ def test_session_memory():
     return f"{taken} requests of 16 MiB that were not complete, then EBUSY"
 
 
-@test(quick=True, limit=240)
+# Not in user-mode Linux: there the interpreter, with its threads, died of signal 11 in two runs of six, at no place that a handler saw.
+@test(quick=True, limit=240, kinds=("x86", "debug"))
 def test_space_set_aside():
     """What write() accepted finds its space: direct writes, fallocate and names leave what waits in the page cache its blocks"""
     kernel_only()
