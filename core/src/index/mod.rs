@@ -117,7 +117,7 @@ impl Marks {
 pub struct Scratch {
     /// Notes about slots.
     pub marks: Marks,
-    /// Candidates to look at, as a min-heap (complement of the key).
+    /// Candidates, in the order that the kind gives them.
     pub candidates: Heap<Near>,
     /// What an index found: the nearest on the way, as a max-heap.
     pub found: Heap<Near>,
