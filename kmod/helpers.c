@@ -49,6 +49,8 @@ int vexfs_kobject_add(struct kobject *k, const struct kobj_type *t, struct kobje
 
 void vexfs_init_rwsem(struct rw_semaphore *s) { init_rwsem(s); }
 void vexfs_mutex_init(struct mutex *m) { mutex_init(m); }
+/* Another class for lockdep: one that is taken while one of the first is held. */
+void vexfs_mutex_init_inner(struct mutex *m) { mutex_init(m); }
 void vexfs_mutex_lock(struct mutex *m) { mutex_lock(m); }
 bool vexfs_mutex_lock_killable(struct mutex *m) { return mutex_lock_killable(m) == 0; }
 void vexfs_mutex_unlock(struct mutex *m) { mutex_unlock(m); }

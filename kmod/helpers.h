@@ -46,6 +46,7 @@ bool vexfs_fatal_signal(void);
 /* Locks, workqueues. */
 void vexfs_init_rwsem(struct rw_semaphore *s);
 void vexfs_mutex_init(struct mutex *m);
+void vexfs_mutex_init_inner(struct mutex *m);
 void vexfs_mutex_lock(struct mutex *m);
 bool vexfs_mutex_lock_killable(struct mutex *m);
 void vexfs_mutex_unlock(struct mutex *m);

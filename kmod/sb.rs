@@ -51,7 +51,7 @@ impl Fs {
         });
         let fs = fs.map_err(|_| ENOMEM)?;
         fs.options.init();
-        fs.sessions.init();
+        fs.sessions.init_inner();
         Ok(fs)
     }
 
