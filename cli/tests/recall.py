@@ -47,7 +47,8 @@ def test_insert_embedded_and_through_fuse():
 def test_flat_is_exact():
     m = state["m"]
     found, evaluations = search(m / "flat")
-    assert recall(found, truth, 10) == 1.0 and evaluations == ROWS, (recall(found, truth, 10), evaluations)
+    # Every record is looked at, and the few that its bound does not rule out are measured once more.
+    assert recall(found, truth, 10) == 1.0 and ROWS <= evaluations <= 1.1 * ROWS, (recall(found, truth, 10), evaluations)
     assert search(m / "flat", k=100)[0] == truth
     state["flat"] = vexfs("search", m / "flat", "--npy", QUERY, "-k", 10, "--json").out
 
