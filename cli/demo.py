@@ -111,7 +111,9 @@ def main():
     for index, ef in (("flat", None), ("hnsw", 64), ("hnsw", 256)):
         r, rate, evaluations = searched(m / index, query, truth, 10, *(("--ef", ef) if ef else ()))
         name = index + (f", ef {ef}" if ef else "")
-        table.append((f"search {name}: recall@10 {r:.4f}, {100 * evaluations / count:.1f} % looked at", f"{len(truth):,}", f"{rate:,.0f}/s"))
+        # The exact scan measures a few twice: first a bound, then exactly.
+        part = "all" if evaluations >= count else f"{100 * evaluations / count:.1f} %"
+        table.append((f"search {name}: recall@10 {r:.4f}, {part} looked at", f"{len(truth):,}", f"{rate:,.0f}/s"))
 
     head("kill -9 in the middle of writing")
     before = vexfs("search", m / "hnsw", "--npy", query, "-k", 10, "--json").out
