@@ -185,7 +185,7 @@ fn read_found(r: &mut Reply<'_>) -> Result<Found, Error> {
         let hits = raw.into_iter().map(hit).collect::<Result<_, Error>>()?;
         queries.push(QueryResult { hits, evaluations: q.evaluations, hops: q.hops });
     }
-    Ok(Found { queries, evaluations: b.evaluations, hops: b.hops })
+    Ok(Found { queries, evaluations: b.evaluations, hops: b.hops, reads: b.reads })
 }
 
 impl<T: Transport> Client<T> {
@@ -374,6 +374,7 @@ impl<T: Transport> Client<T> {
             }
             all.evaluations += found.evaluations;
             all.hops += found.hops;
+            all.reads += found.reads;
             all.queries.extend(found.queries);
         }
         Ok(all)

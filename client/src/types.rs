@@ -237,6 +237,8 @@ pub struct Found {
     pub evaluations: u64,
     /// Graph nodes (or lists) visited by all queries.
     pub hops: u64,
+    /// Pages of vectors that had to be read because they were not in memory.
+    pub reads: u64,
 }
 
 /// Results of one query.

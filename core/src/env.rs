@@ -10,7 +10,7 @@ pub struct Env {
     pub crc32c: fn(crc: u32, bytes: &[u8]) -> u32,
     /// Distance kernels.
     pub distance: &'static dyn Distance,
-    /// Bytes that the cache of tree nodes may take.
+    /// Bytes that the caches of tree nodes and of vectors may take together.
     pub cache_bytes: usize,
     /// Bytes of log after which a checkpoint is started.
     pub log_bytes: u64,

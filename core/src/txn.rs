@@ -6,10 +6,12 @@
 //! again from the start on a fresh transaction. Nothing of a stopped or failed transaction survives.
 //! A transaction that returns becomes visible and is logged as a whole ([`Changes`]).
 
+use crate::coll::search::Run;
 use crate::coll::Collection;
 use crate::env::Env;
 use crate::error::{Error, Need, Step, Stop};
 use crate::format::{Key, Slot, VALUE_MAX};
+use crate::index::Absent;
 use crate::mem::{self, Buf, Map};
 use crate::op::Time;
 use alloc::vec::Vec;
@@ -141,9 +143,10 @@ pub struct Txn<'a> {
     pub now: Time,
     /// The operation has waited for the index long enough ([`Need::CatchUp`]): it takes it as it is.
     pub waited: bool,
-    /// For a read: where it was when it stopped. The engine keeps it from one run to the next; what it means is the
-    /// read's own business.
-    pub resume: Cell<u64>,
+    /// Vectors that were met and are not in memory ([`Need::Vectors`]).
+    pub absent: Absent,
+    /// For a search: what it had when it stopped. The engine keeps it from one run to the next.
+    pub search: Cell<Option<mem::Box<Run>>>,
     changes: Changes,
     next_ino: u64,
 }
@@ -153,7 +156,17 @@ impl<'a> Txn<'a> {
     /// `opens`: how often each inode is open.
     pub fn new(base: &'a dyn Base, arrived: &'a Map<Buf>, opens: &'a Map<u32>, now: Time) -> Txn<'a> {
         let next_ino = base.info().next_ino;
-        Txn { base, arrived, opens, now, waited: false, resume: Cell::new(0), changes: Changes::default(), next_ino }
+        Txn {
+            base,
+            arrived,
+            opens,
+            now,
+            waited: false,
+            absent: Absent::new(0),
+            search: Cell::new(None),
+            changes: Changes::default(),
+            next_ino,
+        }
     }
 
     /// Facts about the volume.

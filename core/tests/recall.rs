@@ -8,6 +8,7 @@ use vexfs_core::coll::{Collection, Hit, SearchParams, SearchScratch};
 use vexfs_core::dist::{self, Metric};
 use vexfs_core::env::Env;
 use vexfs_core::format::{Schema, Slot, SLOT_LIVE};
+use vexfs_core::index::Absent;
 
 fn env() -> Env {
     Env { crc32c: vexfs_core::checksum::crc32c, distance: dist::native(), cache_bytes: 0, log_bytes: 0 }
@@ -80,7 +81,7 @@ fn build_with(base: &[Vec<u32>], index: u32, metric: Metric) -> Collection {
         let slot = c.free_slot(0);
         c.put(slot, head, v).unwrap();
     }
-    while c.work(&env, 1000).unwrap() {}
+    while c.work(&env, &Absent::new(0), 1000).unwrap() {}
     c
 }
 

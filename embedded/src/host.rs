@@ -547,10 +547,12 @@ impl Shared {
             let stepped = self.work(&mut ios);
             drop(working);
             let Ok((more, timeout)) = stepped else { return };
-            if !ios.is_empty() && self.carry_out(&mut ios).is_err() {
+            let some = !ios.is_empty();
+            if some && self.carry_out(&mut ios).is_err() {
                 return;
             }
-            if more || !ios.is_empty() {
+            // What was read may be what work waits for.
+            if more || some {
                 continue;
             }
             self.sleep(timeout);

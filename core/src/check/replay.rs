@@ -30,7 +30,7 @@ impl Check {
             Volume::open(
                 self.env,
                 self.device_blocks,
-                Options { read_only: true, ..Options::default() },
+                Options { read_only: true, whole_collections: true, ..Options::default() },
                 Time::default(),
             ),
         )?)

@@ -7,7 +7,6 @@ use super::Refusal;
 use crate::error::{Error, Step};
 use crate::filter::{Encoded, Filter, Source, Value};
 use crate::format::{kind, Key, Record, FILE_ID_BASE};
-use crate::mem;
 use crate::ns::{self, perm};
 use crate::op::{Cred, Ino};
 use crate::txn::Txn;
@@ -114,43 +113,6 @@ impl<'c> Eyes<'c> {
         match file_of(id) {
             Some(ino) if !self.all() => Ok(self.reach && perm::may(t, ino, self.cred, perm::READ)?),
             _ => Ok(true),
-        }
-    }
-}
-
-/// Verdicts by slot, for the further queries of a batch: two bits each.
-#[derive(Default)]
-pub(super) struct Verdicts {
-    bits: Vec<u64>,
-}
-
-impl Verdicts {
-    /// For `slots` slots, none of them judged.
-    pub(super) fn new(slots: u64) -> Step<Verdicts> {
-        let n = usize::try_from(slots.div_ceil(32)).map_err(|_| Error::NoMemory)?;
-        Ok(Verdicts { bits: mem::filled(n, 0u64)? })
-    }
-
-    const fn shift(slot: u64) -> u32 {
-        ((slot & 31) as u32) << 1
-    }
-
-    /// The verdict on `slot`, if there is one.
-    pub(super) fn get(&self, slot: u64) -> Option<bool> {
-        let word = self.bits.get(usize::try_from(slot >> 5).ok()?)?;
-        let v = word.wrapping_shr(Self::shift(slot)) & 3;
-        if v & 1 == 0 {
-            None
-        } else {
-            Some(v & 2 != 0)
-        }
-    }
-
-    /// Remembers a verdict.
-    pub(super) fn set(&mut self, slot: u64, verdict: bool) {
-        let word = usize::try_from(slot >> 5).ok().and_then(|i| self.bits.get_mut(i));
-        if let Some(word) = word {
-            *word |= (if verdict { 3u64 } else { 1 }).wrapping_shl(Self::shift(slot));
         }
     }
 }

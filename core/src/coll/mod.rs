@@ -12,6 +12,7 @@ mod request;
 pub mod runtime;
 pub mod schema;
 pub mod search;
+pub mod seek;
 
 #[cfg(test)]
 mod tests;

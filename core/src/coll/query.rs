@@ -9,7 +9,7 @@
 use super::matching::{next_record, Eyes, Matcher};
 use super::schema::{self, Coll};
 use super::{access, ahead, enter, record, refuse, resolve, Collection, Refusal};
-use crate::error::{Error, Step};
+use crate::error::{Error, Need, Step, Stop};
 use crate::filter::attrs::Builder;
 use crate::filter::Value;
 use crate::format::{inode_flags, kind, IndexRoot, Key, Record, BLOCK, FILE_ID_BASE, NO_SLOT, SCHEMA_POPULATING};
@@ -141,7 +141,8 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Record `id` with what `want` asks for. `runtime` is there if vectors are wanted.
+    /// Record `id` with what `want` asks for. `runtime` is there if vectors are wanted; with `ahead`, those of the next slots
+    /// will be.
     #[inline(never)]
     fn read(
         t: &Txn,
@@ -150,14 +151,16 @@ impl<'a> Row<'a> {
         id: u64,
         head: &Record,
         want: u32,
+        ahead: bool,
     ) -> Result<Row<'a>, Refusal> {
         let mut row = Row { flags: wire::record_flags::PRESENT, ..Row::default() };
         match record::file_of(id) {
             Some(ino) => row.file(t, dir, ino, head, want)?,
             None => {
                 if let Some(runtime) = runtime {
-                    match runtime.vector(head.slot) {
+                    match runtime.vector(&t.absent, head.slot, ahead) {
                         Some(v) => row.stored = v,
+                        None if t.absent.any() => return Err(Stop::Need(Need::Vectors(dir)).into()),
                         None => row.flags |= wire::record_flags::DAMAGED,
                     }
                 }
@@ -224,10 +227,17 @@ fn get(t: &Txn, dir: Ino, cred: &Cred, r: &Request, g: &proto::Get) -> Result<Ve
     let many = g.ids.len() > 8;
     for id in g.ids.iter() {
         let row = match record::head(t, dir, id).map_err(|s| if many { ahead(s) } else { s })? {
-            Some(head) if eyes.see(t, id)? => Row::read(t, dir, runtime, id, &head, g.want)?,
+            Some(head) if eyes.see(t, id)? => match Row::read(t, dir, runtime, id, &head, g.want, false) {
+                // What the others lack is brought in together with it.
+                Err(Refusal::Stop(Stop::Need(Need::Vectors(_)))) if !t.absent.is_full() => continue,
+                row => row?,
+            },
             _ => Row::default(),
         };
         reply.push(&row.view(id))?;
+    }
+    if t.absent.any() {
+        return Err(Stop::Need(Need::Vectors(dir)).into());
     }
     Ok(reply.finish(wire::LIST_END)?)
 }
@@ -280,7 +290,7 @@ fn list_one<'a>(
     if !eyes.see(t, id)? || !matcher.matches(t, dir, id)? {
         return Ok(Some((id, None)));
     }
-    Ok(Some((id, Some(Row::read(t, dir, runtime, id, &head, want)?))))
+    Ok(Some((id, Some(Row::read(t, dir, runtime, id, &head, want, true)?))))
 }
 
 #[inline(never)]

@@ -3,17 +3,19 @@
 //! which are still to be indexed and which blocks of the two streams changed; promises that a search sees every
 //! live record at once, whatever the index has taken in.
 //!
-//! Life: [`Collection::new`]; to load a stored one, [`load_slots`](Collection::load_slots) and
-//! [`load_vector_bytes`](Collection::load_vector_bytes) with the two streams in order, then
+//! Life: [`Collection::new`]; to load a stored one, [`load_slots`](Collection::load_slots) with the slot stream in order, then
 //! [`load_index`](Collection::load_index) once (also for a collection that was just made). After that
 //! [`put`](Collection::put) and [`drop_slot`](Collection::drop_slot) as transactions are applied,
-//! [`work`](Collection::work) in the background.
+//! [`work`](Collection::work) in the background. Vectors come when they are needed ([`admit_pages`](Collection::admit_pages)) and
+//! go for want of memory ([`evict`](Collection::evict)); a loader may also bring all of them in at once, before the index, with
+//! [`load_vector_bytes`](Collection::load_vector_bytes).
 
+use super::seek::{Moment, Seek};
 use crate::dist::{admit, Meter, Metric, Query};
 use crate::env::Env;
 use crate::error::{Error, Step};
 use crate::format::{IndexRoot, Schema, Slot, BLOCK, SLOT_LIVE};
-use crate::index::{is_live, scan, AnyIndex, Bits, Gate, Inserted, Probe, VectorStore, View, SLOTS_MAX};
+use crate::index::{is_live, Absent, AnyIndex, Bits, Index, Inserted, VectorStore, View, SLOTS_MAX};
 use crate::mem::{self, Map, NoMemory};
 use alloc::vec::Vec;
 
@@ -24,6 +26,8 @@ pub const DIM_MAX: u32 = 65_536;
 /// How far a put may reach behind the end of the slot table: slots are handed out one after the other.
 const SLOT_GAP_MAX: u64 = 1024;
 const BLOCK_SHIFT: u32 = BLOCK.trailing_zeros();
+/// Bytes of vectors that are read ahead for work that goes from slot to slot.
+const AHEAD_BYTES: usize = 1 << 20;
 
 /// What a search asks for.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +94,8 @@ pub struct CollectionInfo {
     pub training: bool,
     /// Bytes of memory.
     pub memory: usize,
+    /// Bytes of it that vectors take, which may go for want of memory.
+    pub vector_memory: usize,
 }
 
 /// Which slots are what.
@@ -125,6 +131,9 @@ pub struct Collection {
     ids: Map<u64>,
     sets: mem::Box<Sets>,
     changes: u64,
+    moment: Moment,
+    /// All vectors were brought in before the index.
+    whole: bool,
     /// See [`Collection::rebuilding`].
     rebuilding: bool,
     scratch: mem::Box<SearchScratch>,
@@ -173,6 +182,8 @@ impl Collection {
             ids: Map::new(),
             sets: mem::Box::try_new(Sets::default())?,
             changes: 0,
+            moment: Moment::default(),
+            whole: false,
             rebuilding: false,
             scratch: mem::Box::try_new(SearchScratch::new())?,
         })
@@ -203,6 +214,17 @@ impl Collection {
 
     // --- loading ---
 
+    /// Announces [`load_vector_bytes`](Self::load_vector_bytes): what does not come then is damaged, not absent.
+    pub fn expect_vectors(&mut self) {
+        self.whole = true;
+        self.sets.bad.reset();
+        for slot in 0..self.slots() {
+            if self.slot_head(slot).is_some_and(|h| h.seq != 0) {
+                self.sets.bad.set(slot);
+            }
+        }
+    }
+
     /// The next bytes of the slot stream, a multiple of 32.
     pub fn load_slots(&mut self, bytes: &[u8]) -> Result<(), Error> {
         if bytes.len() % Slot::SIZE != 0 {
@@ -217,9 +239,6 @@ impl Collection {
         self.store.extend_heads(slots)?;
         for (slot, b) in (start..slots).zip(bytes.chunks_exact(Slot::SIZE)) {
             let head = Slot::parse(b).ok_or(Error::Invalid)?;
-            if head.seq != 0 {
-                self.sets.bad.set(slot as u64);
-            }
             if let Some(h) = self.store.head_mut(slot) {
                 *h = head;
             }
@@ -228,7 +247,8 @@ impl Collection {
     }
 
     /// Bytes of the vector stream at `offset`, both multiples of 4. Pieces come in order of offset and may cut a vector;
-    /// what is missing or damaged (pass zeros, or nothing) makes [`damaged`](Self::damaged) slots. After all slots.
+    /// what is missing or damaged (pass zeros, or nothing) makes [`damaged`](Self::damaged) slots. After all slots and
+    /// [`expect_vectors`](Self::expect_vectors).
     pub fn load_vector_bytes(&mut self, env: &Env, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         if offset % 4 != 0 || bytes.len() % 4 != 0 {
             return Err(Error::Invalid);
@@ -294,6 +314,11 @@ impl Collection {
     pub fn load_index(&mut self, env: &Env, index: Option<(&IndexRoot, &[u8])>) -> Result<(), Error> {
         let used = self.store.heads().enumerate().filter(|(_, h)| h.seq != 0).map(|(i, _)| i).last();
         self.store.truncate(used.map_or(0, |i| i.saturating_add(1)));
+        // Otherwise no page is there, and it comes from the device.
+        if !self.whole {
+            self.store.all_stored();
+        }
+        self.moment.newest = self.store.heads().map(|h| h.seq).max().unwrap_or(0);
         let s = &mut *self.sets;
         for set in [&mut s.searchable, &mut s.pending, &mut s.damaged, &mut s.free] {
             set.reset();
@@ -306,7 +331,8 @@ impl Collection {
             let whole = bytes.get(..usize::try_from(root.len).unwrap_or(usize::MAX));
             let sound = whole.filter(|b| root.kind == self.index.kind() && (env.crc32c)(0, b) == root.crc);
             if let Some(b) = sound {
-                let view = View { store: &self.store, metric: self.metric };
+                let absent = Absent::new(0);
+                let view = View { store: &self.store, metric: self.metric, absent: &absent };
                 self.index.load(&view, env.distance, root.version, b, &self.sets.bad)?;
             }
         }
@@ -344,6 +370,7 @@ impl Collection {
 
     /// Sorts all slots anew into pending and free ones.
     fn sort_slots(&mut self) {
+        self.moment.restarts = self.moment.restarts.saturating_add(1);
         self.sets.pending.reset();
         self.sets.free.reset();
         for slot in 0..self.store.len() as u32 {
@@ -375,13 +402,45 @@ impl Collection {
         self.store.head(usize::try_from(slot).ok()?)
     }
 
-    /// The vector of a live slot; `None` if it is not live or damaged.
-    pub fn vector(&self, slot: u64) -> Option<&[u32]> {
-        if self.sets.searchable.get(slot) {
-            self.store.vector(slot as usize)
-        } else {
-            None
+    /// The vector of a live slot; `None` if it is not live or damaged, or absent and noted as that; with `ahead`, those behind it
+    /// as well.
+    pub fn vector(&self, absent: &Absent, slot: u64, ahead: bool) -> Option<&[u32]> {
+        if !self.sets.searchable.get(slot) {
+            return None;
         }
+        let words = self.store.vector_for(absent, slot as usize);
+        if words.is_none() && ahead && absent.any() {
+            self.store.note_absent(absent, slot as usize, AHEAD_BYTES);
+        }
+        words
+    }
+
+    /// What indexes see.
+    pub(super) fn view<'a>(&'a self, absent: &'a Absent) -> View<'a> {
+        View { store: &self.store, metric: self.metric, absent }
+    }
+
+    pub(super) fn index(&self) -> &dyn Index {
+        self.index.get()
+    }
+
+    pub(super) fn moment(&self) -> Moment {
+        self.moment
+    }
+
+    /// Live slots that the index does not find.
+    pub(super) fn pending_slots(&self) -> &Bits {
+        &self.sets.pending
+    }
+
+    /// Live slots whose vector is sound as far as is known.
+    pub(super) fn searchable_slots(&self) -> &Bits {
+        &self.sets.searchable
+    }
+
+    /// Whether the slot is one of them.
+    pub(super) fn is_searchable(&self, slot: u32) -> bool {
+        self.sets.searchable.get(u64::from(slot))
     }
 
     /// The live slot of a record, also if its vector is damaged.
@@ -425,7 +484,7 @@ impl Collection {
     }
 
     /// Stores a vector: after its transaction was applied, or at replay of the log. What the slot held is gone; a
-    /// record that had the same id elsewhere has lost that slot.
+    /// record that had the same id elsewhere has lost that slot. The slot's page must not be [absent](Self::is_absent).
     pub fn put(&mut self, slot: u64, head: Slot, words: &[u32]) -> Result<(), Error> {
         if words.len() != self.store.dim() {
             return Err(Error::WrongDimension);
@@ -433,6 +492,7 @@ impl Collection {
         self.reserve_put(1, slot)?;
         let end = self.slots();
         self.store.extend_to((slot as usize).saturating_add(1))?;
+        self.store.vector_room(slot as usize)?;
         for new in end..slot {
             self.sets.free.set(new);
         }
@@ -443,10 +503,10 @@ impl Collection {
             return Err(Error::NoMemory);
         };
         *h = head;
-        if let Some(row) = self.store.vector_mut(slot as usize) {
-            for (to, w) in row.iter_mut().zip(words) {
-                *to = *w;
-            }
+        self.moment.newest = self.moment.newest.max(head.seq);
+        let row = self.store.vector_mut(slot as usize).ok_or(Error::NoMemory)?;
+        for (to, w) in row.iter_mut().zip(words) {
+            *to = *w;
         }
         if is_live(&head) {
             // A record has one slot: a log in which the drop of the old one is missing must not make it two.
@@ -482,6 +542,7 @@ impl Collection {
             return;
         }
         head.flags &= !SLOT_LIVE;
+        self.moment.drops = self.moment.drops.saturating_add(1);
         let id = head.id;
         if self.slot_of(id) == Some(slot) {
             self.ids.remove(id);
@@ -518,9 +579,18 @@ impl Collection {
         self.sets.pending.count() > 0 || self.index.get().needs_maintenance()
     }
 
-    /// Takes up to `budget` pending slots into the index, or does as much consolidation. True: there is more.
-    pub fn work(&mut self, env: &Env, budget: usize) -> Result<bool, Error> {
-        let view = View { store: &self.store, metric: self.metric };
+    /// Takes up to `budget` pending slots into the index, or does as much consolidation. True: there is more. What it met
+    /// absent is in `absent`; it goes on when that is there.
+    pub fn work(&mut self, env: &Env, absent: &Absent, budget: usize) -> Result<bool, Error> {
+        match self.work_step(env, absent, budget) {
+            // An error that only says so.
+            _ if absent.any() => Ok(true),
+            r => r,
+        }
+    }
+
+    fn work_step(&mut self, env: &Env, absent: &Absent, budget: usize) -> Result<bool, Error> {
+        let view = View { store: &self.store, metric: self.metric, absent };
         let mut meter = Meter::new(env.distance);
         let mut inserts = budget.max(1);
         let index = self.index.get_mut();
@@ -548,6 +618,11 @@ impl Collection {
             if inserts == 0 {
                 break;
             }
+            if view.row(slot as u32).is_none() {
+                // The next ones will be wanted as well.
+                view.store.note_absent(absent, slot as usize, AHEAD_BYTES);
+                break;
+            }
             match index.insert(&view, &mut meter, &mut self.scratch, slot as u32)? {
                 Inserted::Yes => {
                     self.sets.pending.clear(slot);
@@ -563,8 +638,8 @@ impl Collection {
         Ok(self.has_work())
     }
 
-    /// Nearest first, ties by lower id, into `out` (emptied first). With `accept`, `k` results come whenever so many
-    /// acceptable records exist. Fails with `WrongDimension`, `BadVector` or `ZeroVector` for a query that cannot be.
+    /// One search in one piece: nearest first, ties by lower id, into `out` (emptied first). See [`Seek`]; stops with
+    /// `Need::Vectors` if something is absent.
     pub fn search(
         &self,
         env: &Env,
@@ -573,58 +648,23 @@ impl Collection {
         scratch: &mut SearchScratch,
         out: &mut Vec<Hit>,
     ) -> Step<SearchStats> {
-        out.clear();
-        let query = self.query(env, req.query)?;
-        let view = View { store: &self.store, metric: self.metric };
-        let mut meter = Meter::new(env.distance);
-        let mut gate = Gate::new(accept);
-        let mut stats = SearchStats::default();
-        scratch.marks.begin(self.store.len())?;
-        scratch.best.begin(req.k, req.radius);
-        let all = self.sets.searchable.count();
-        let indexed = all.saturating_sub(self.sets.pending.count());
-        // With as many candidates as records, or for a radius, only the scan is right.
-        let mut done = false;
-        let wanted = !req.exact && req.radius.is_none() && req.k > 0 && (req.k as u64) < indexed;
-        if let Some(ef) = self.index.get().plan(req.ef, req.k, indexed).filter(|_| wanted) {
-            // Far results that pass a narrow filter are found sooner by measuring everything.
-            let limit = if gate.is_filter() { all / 2 } else { u64::MAX };
-            let probe = Probe { query: &query, ef, k: req.k, limit };
-            done = self.index.get().nearest(&view, &probe, &mut meter, &mut gate, scratch, &mut stats.hops)?;
-            done = done && scratch.found.len() >= req.k;
-        }
-        if done {
-            for (key, slot) in scratch.found.items() {
-                if let Some(head) = self.store.head(*slot as usize) {
-                    scratch.best.offer(*key, head.id, *slot)?;
-                }
-            }
-            stats.pending = self.sets.pending.count();
-        } else {
-            stats.scanned = true;
-        }
-        let slots = if done { &self.sets.pending } else { &self.sets.searchable };
-        scan(&view, &query, slots, &mut meter, &mut gate, &mut scratch.marks, &mut scratch.best)?;
-        let best = scratch.best.sorted();
-        mem::reserve(out, best.len())?;
-        for (key, id, slot) in best {
-            mem::push(out, Hit { id: *id, slot: u64::from(*slot), key: *key })?;
-        }
-        stats.distances = meter.count;
-        Ok(stats)
+        let mut seek = Seek::new(self, req);
+        seek.push(env, self, req.query)?;
+        seek.run(env, self, &Absent::new(0), accept, scratch)?;
+        Ok(seek.hits(0, out)?)
     }
 
-    fn query<'a>(&self, env: &Env, words: &'a [u32]) -> Result<Query<'a>, Error> {
+    pub(super) fn query<'a>(&self, env: &Env, words: &'a [u32]) -> Result<Query<'a>, Error> {
         if words.len() != self.store.dim() {
             return Err(Error::WrongDimension);
         }
         Ok(Query { metric: self.metric, words, inv_norm: admit(env.distance, self.metric, words)? })
     }
 
-    /// The key of the distance from `query` to a live, undamaged slot.
+    /// The key of the distance from `query` to a live, undamaged slot whose vector is in memory.
     pub fn distance(&self, env: &Env, query: &[u32], slot: u64) -> Result<u64, Error> {
         let query = self.query(env, query)?;
-        let words = self.vector(slot).ok_or(Error::NotFound)?;
+        let words = self.vector(&Absent::new(0), slot, false).ok_or(Error::NotFound)?;
         let inv_norm = self.slot_head(slot).map_or(0, |h| h.inv_norm);
         Ok(Meter::new(env.distance).one(&query, words, inv_norm))
     }
@@ -678,16 +718,97 @@ impl Collection {
         }
     }
 
-    /// A checkpoint has taken all dirty blocks.
+    /// A checkpoint has taken all dirty blocks: they are on the device when it is.
     pub fn mark_clean(&mut self) {
         self.sets.dirty_slots.reset();
         self.sets.dirty_vectors.reset();
+        if !self.whole {
+            self.store.all_stored();
+        }
+    }
+
+    // --- pages of vectors ---
+
+    /// Adds the pages that have to be in memory before the slot is put: its own, and those that share a block of the stream
+    /// with it, as that will be written anew.
+    pub fn absent_for_put(&self, slot: u64, pages: &mut Vec<u32>) -> Result<(), NoMemory> {
+        let start = slot.saturating_mul(self.vector_bytes());
+        let end = start.saturating_add(self.vector_bytes()).next_multiple_of(BLOCK as u64);
+        let (first, _) = self.vector_place(start >> BLOCK_SHIFT << BLOCK_SHIFT);
+        let (last, _) = self.vector_place(end.saturating_sub(1));
+        for page in self.store.page(first as usize)..=self.store.page(last as usize) {
+            if self.store.is_absent(page) {
+                mem::push(pages, page as u32)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of the vector stream that a page is made of.
+    pub fn page_bytes_range(&self, page: u32) -> core::ops::Range<u64> {
+        let slots = self.store.page_slots(page as usize);
+        let at = |slot: usize| (slot as u64).min(self.slots()).saturating_mul(self.vector_bytes());
+        at(slots.start)..at(slots.end)
+    }
+
+    /// Brings an absent page in, from the bytes of the stream that [`page_bytes_range`](Self::page_bytes_range) says; zeros for what is
+    /// damaged. Vectors that are not those of their slots are damaged from now on; those that are it again no longer.
+    pub fn admit_page(&mut self, env: &Env, page: u32, bytes: &[u8], tick: u64) -> Result<(), NoMemory> {
+        if !self.store.is_absent(page as usize) {
+            return Ok(());
+        }
+        self.store.admit_page(page as usize, tick)?;
+        let per = self.vector_bytes().max(1) as usize;
+        for (slot, bytes) in self.store.page_slots(page as usize).zip(bytes.chunks_exact(per)) {
+            if let Some(row) = self.store.vector_mut(slot) {
+                for (to, b) in row.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *to = u32::from_le_bytes(b.try_into().unwrap_or([0; 4]));
+                }
+            }
+            let at = slot as u64;
+            let Some(head) = self.store.head(slot).copied().filter(is_live) else { continue };
+            let sound = self.store.vector(slot).is_some_and(|row| self.is_sound(env, &head, row));
+            if !sound && self.sets.searchable.clear(at) {
+                self.sets.damaged.set(at);
+                self.sets.pending.clear(at);
+                self.index.get_mut().overwritten(slot as u32);
+                self.changes = self.changes.saturating_add(1);
+                self.moment.drops = self.moment.drops.saturating_add(1);
+            } else if sound && self.sets.damaged.clear(at) {
+                self.sets.searchable.set(at);
+                if !self.index.get().finds(slot as u32) {
+                    self.sets.pending.set(at);
+                }
+                self.moment.restarts = self.moment.restarts.saturating_add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops pages whose vectors are on the device until `bytes` of memory are gone, except those used at tick `protect` or
+    /// after. Only while no checkpoint is under way. Gives the bytes that went.
+    pub fn evict(&mut self, bytes: usize, protect: u64) -> usize {
+        if self.whole {
+            return 0;
+        }
+        let per = self.vector_bytes();
+        let dirty = &self.sets.dirty_vectors;
+        let keep = |slots: core::ops::Range<usize>| {
+            let of = blocks((slots.start as u64).saturating_mul(per), (slots.end as u64).saturating_mul(per));
+            dirty.next(of.start).is_some_and(|b| b < of.end)
+        };
+        self.store.evict(bytes, protect, &keep)
+    }
+
+    /// Bytes of memory that vectors take.
+    pub fn vector_memory(&self) -> usize {
+        self.store.resident_bytes()
     }
 
     /// The index as bytes, to persist; `None` if the kind keeps nothing. [`index_kind`](Self::index_kind) says what to
     /// put into the [`IndexRoot`].
     pub fn index_bytes(&self) -> Result<Option<Vec<u8>>, NoMemory> {
-        self.index.get().encode(&View { store: &self.store, metric: self.metric })
+        self.index.get().encode(&self.view(&Absent::new(0)))
     }
 
     /// Kind and version of what [`index_bytes`](Self::index_bytes) gives.
@@ -737,6 +858,7 @@ impl Collection {
             parts: index.parts,
             training: self.index.get().training(),
             memory: self.memory(),
+            vector_memory: self.vector_memory(),
         }
     }
 

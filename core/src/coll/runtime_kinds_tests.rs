@@ -41,7 +41,7 @@ fn searches_are_right_at_all_times() {
                         _ => w.put(id, grid(&mut rng, dim)),
                     }
                     if rng.below(3) == 0 {
-                        w.c.work(&env(), 1).unwrap();
+                        w.c.work(&env(), &Absent::new(0), 1).unwrap();
                     }
                     if round % 40 == 7 {
                         let q = random(&mut rng, dim);
@@ -130,7 +130,7 @@ fn the_same_on_all_paths_and_every_time() {
             for id in 0..400 {
                 w.put(id, random(&mut rng, 33));
             }
-            while w.c.work(&env, 7).unwrap() {}
+            while w.c.work(&env, &Absent::new(0), 7).unwrap() {}
             all.push(w.c.index_bytes().unwrap().unwrap());
         }
         assert!(all[0] == all[1] && all[1] == all[2] && all[2] != all[3]);
@@ -147,7 +147,7 @@ fn between_all_kinds() {
     for index in [3, 4, 5, 2, 5, 4, 3, 1, 4, 2, 3, 5, 1] {
         w.c.rebuild(Schema { seed: 1, ..small(9, Metric::L2, index) }).unwrap();
         for _ in 0..20 {
-            w.c.work(&env(), 3).unwrap();
+            w.c.work(&env(), &Absent::new(0), 3).unwrap();
             w.put(rng.below(600), random(&mut rng, 9));
             w.delete(rng.below(600));
             w.check_search(&random(&mut rng, 9), 7, 0);
@@ -231,7 +231,7 @@ fn wrong_bytes_are_refused() {
                 let mut broken = World { c: load(bytes), model: w.model.clone(), seq: w.seq, metric: w.metric };
                 broken.check_search(&random(&mut rng, 6), 10, 1);
                 for _ in 0..50 {
-                    broken.c.work(&env(), 4).unwrap();
+                    broken.c.work(&env(), &Absent::new(0), 4).unwrap();
                 }
                 broken.check_search(&random(&mut rng, 6), 10, 1);
             }
@@ -248,7 +248,7 @@ fn the_largest_dimension() {
             w.put(id, random(&mut rng, DIM_MAX as usize));
         }
         for _ in 0..30 {
-            w.c.work(&env(), 1).unwrap();
+            w.c.work(&env(), &Absent::new(0), 1).unwrap();
         }
         w.check_search(&random(&mut rng, DIM_MAX as usize), 3, 2);
     }

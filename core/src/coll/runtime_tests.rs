@@ -78,7 +78,7 @@ impl World {
     }
 
     fn settle(&mut self) {
-        while self.c.work(&env(), 50).unwrap() {}
+        while self.c.work(&env(), &Absent::new(0), 50).unwrap() {}
         assert_eq!(self.c.pending(), 0);
         assert!(!self.c.has_work());
     }
@@ -124,7 +124,7 @@ impl World {
         assert_eq!(self.c.live(), self.model.len() as u64);
         for (id, v) in &self.model {
             let slot = self.c.slot_of(*id).unwrap();
-            assert_eq!(self.c.vector(slot).unwrap(), &v[..]);
+            assert_eq!(self.c.vector(&Absent::new(0), slot, false).unwrap(), &v[..]);
             assert_eq!(self.c.slot_head(slot).unwrap().id, *id);
         }
         assert_eq!(self.c.live_slots(0).count(), self.model.len());
@@ -159,6 +159,7 @@ impl World {
         for s in slots.chunks(piece * 32) {
             c.load_slots(s).unwrap();
         }
+        c.expect_vectors();
         for (i, v) in vectors.chunks(piece * 4).enumerate() {
             c.load_vector_bytes(&env(), (i * piece * 4) as u64, v).unwrap();
         }
@@ -291,7 +292,7 @@ fn hnsw_recall_and_read_your_writes() {
                 let v = w.model[&id].clone();
                 let best = w.brute(&v, |_| true)[0];
                 assert_eq!(w.search(&SearchParams { query: &v, k: 1, ef: 64, radius: None, exact: false }).0, [best]);
-                w.c.work(&env(), 90).unwrap();
+                w.c.work(&env(), &Absent::new(0), 90).unwrap();
             }
         }
         assert!(w.c.pending() > 0);
@@ -369,7 +370,7 @@ fn delete_update_consolidate() {
                 _ => w.put(id, make(&mut rng)),
             }
             if rng.below(8) == 0 {
-                w.c.work(&env(), 1 + rng.below(20) as usize).unwrap();
+                w.c.work(&env(), &Absent::new(0), 1 + rng.below(20) as usize).unwrap();
             }
             if round % 50 == 0 {
                 w.check_slots();
@@ -506,7 +507,7 @@ fn all_paths_give_the_same_graph() {
         for id in 0..400 {
             w.put(id, random(&mut rng, 33));
         }
-        while w.c.work(&env, 7).unwrap() {}
+        while w.c.work(&env, &Absent::new(0), 7).unwrap() {}
         all.push(w.c.index_bytes().unwrap());
     }
     assert!(all[0].is_some() && all[0] == all[1]);

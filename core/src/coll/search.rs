@@ -8,9 +8,10 @@
 //! (`Txn::waited`): inserts that go on without a pause do not hold a search up for ever. While an index is built anew,
 //! and behind very large loads, the search does not wait: what is not in the index is compared one by one.
 
-use super::matching::{Eyes, Matcher, Verdicts};
+use super::matching::{Eyes, Matcher};
 use super::request::{admit, same_dimension};
 use super::runtime::{Hit, SearchParams, SearchScratch, SearchStats};
+use super::seek::Seek;
 use super::{ahead, enter, refuse, Accept, Collection, Refusal};
 use crate::dist::{self, Metric};
 use crate::error::{Error, Need, Stop};
@@ -35,9 +36,9 @@ struct Ready<'a> {
     files: bool,
 }
 
-/// Checks a search as a whole, and that it may go on.
+/// Checks a search as a whole, and that it may go on. One that has `begun` does not wait for the index again.
 #[inline(never)]
-fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search) -> Result<Ready<'a>, Refusal> {
+fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search, begun: bool) -> Result<Ready<'a>, Refusal> {
     let c = enter(t, dir, cred, perm::READ)?;
     same_dimension(&c, s.queries.dim() as usize)?;
     if s.queries.len() > wire::QUERIES_MAX as usize {
@@ -50,110 +51,155 @@ fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search) -> Result<Re
     };
     let runtime = t.collection(dir)?;
     let pending = runtime.pending();
-    let waits = !s.exact && radius.is_none() && !runtime.rebuilding() && !t.waited;
+    let waits = !s.exact && radius.is_none() && !runtime.rebuilding() && !t.waited && !begun;
     if waits && pending > 0 && pending <= CATCH_UP_MAX {
         return Err(Stop::Need(Need::CatchUp(dir)).into());
     }
     Ok(Ready { runtime, metric: super::schema::metric(&c.schema)?, radius, files: c.schema.files > 0 })
 }
 
-/// Answers a search.
+/// Answers a search. Where it stops it leaves what it has with the transaction, and goes on from there.
 #[inline(never)]
 pub(super) fn search(t: &Txn, dir: Ino, cred: &Cred, r: &Request, s: &proto::Search) -> Result<Vec<u8>, Refusal> {
-    let mut matcher = Matcher::new(s.filter)?;
-    let ready = ready(t, dir, cred, s)?;
-    let queries = s.queries.len();
-    let eyes = Eyes::new(t, dir, cred)?;
-    let judged = !matcher.is_open() || (!eyes.all() && ready.files);
-    let mut verdicts = Verdicts::new(if judged && queries > 1 { ready.runtime.slots() } else { 0 })?;
-    let mut accept = |slot: u64, head: &Slot| {
-        if let Some(v) = verdicts.get(slot) {
-            return Ok(v);
-        }
-        let v = eyes.see(t, head.id).map_err(ahead)? && matcher.matches(t, dir, head.id).map_err(ahead)?;
-        verdicts.set(slot, v);
-        Ok(v)
+    let kept = t.search.take();
+    let ready = ready(t, dir, cred, s, kept.is_some())?;
+    let mut run = match kept.filter(|k| k.dir == dir) {
+        Some(kept) => kept,
+        None => begin(t, &ready, dir, s)?,
     };
-    let mut run = Run::new()?;
-    for i in 0..queries {
-        run.load(t, ready.metric, s, i)?;
-        mem::push(&mut run.answers, Answer::default())?;
-    }
-    // Where something was missing last time, so that what went well before is not done again each time.
-    let first = usize::try_from(t.resume.get()).unwrap_or(0).min(queries);
-    for i in (first..queries).chain(0..first) {
-        run.load(t, ready.metric, s, i)?;
-        let accept: Option<&mut Accept> = if judged { Some(&mut accept) } else { None };
-        if let Err(e) = run.answer(t, &ready, s, i, accept) {
-            t.resume.set(i as u64);
-            return Err(e);
+    let answer = run.go_on(t, &ready, cred, r, s);
+    if let Err(Refusal::Stop(Stop::Need(need))) = &answer {
+        if matches!(need, Need::Vectors(_)) {
+            run.seek.count_reads(t.absent.len());
         }
+        t.search.set(Some(run));
     }
-    run.reply(r)
+    answer
 }
 
+/// The names of the results of one query: number of the result, name.
+type Names = Vec<(usize, Vec<u8>)>;
+
 /// What a query found.
-#[derive(Default)]
 struct Answer {
     hits: Vec<Hit>,
-    /// Names of files, with the number of their hit.
-    names: Vec<(usize, Vec<u8>)>,
+    names: Option<Names>,
     stats: SearchStats,
 }
 
 /// A batch that is being answered.
-struct Run {
-    scratch: mem::Box<SearchScratch>,
-    words: Vec<u32>,
+#[derive(Debug)]
+pub struct Run {
+    dir: Ino,
+    seek: Seek,
+    scratch: SearchScratch,
     answers: Vec<Answer>,
     /// Bytes of the reply so far, about.
     bytes: usize,
 }
 
+impl core::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Answer({} hits)", self.hits.len())
+    }
+}
+
+/// Takes the queries up.
+#[inline(never)]
+fn begin(t: &Txn, ready: &Ready, dir: Ino, s: &proto::Search) -> Result<mem::Box<Run>, Refusal> {
+    let c = ready.runtime;
+    // Each kind has a number of its own; those of other kinds say nothing.
+    let ef = match c.schema.index {
+        wire::index::IVF => s.nprobe,
+        wire::index::PQ | wire::index::LSH => s.rerank,
+        _ => s.ef,
+    };
+    let params = SearchParams { query: &[], k: s.k, ef, radius: ready.radius, exact: s.exact };
+    let mut run = mem::Box::try_new(Run {
+        dir,
+        seek: Seek::new(c, &params),
+        scratch: SearchScratch::new(),
+        answers: Vec::new(),
+        bytes: 0,
+    })?;
+    let mut words = Vec::new();
+    for i in 0..s.queries.len() {
+        words.clear();
+        s.queries.get(i).ok_or(Error::Invalid)?.append_to(&mut words)?;
+        admit(t, ready.metric, "query", i, &words)?;
+        run.seek.push(t.env(), c, &words)?;
+    }
+    Ok(run)
+}
+
 impl Run {
-    #[inline(never)] // keeps stack frames small
-    fn new() -> Result<Run, Refusal> {
-        let scratch = mem::Box::try_new(SearchScratch::new())?;
-        Ok(Run { scratch, words: Vec::new(), answers: Vec::new(), bytes: 0 })
+    /// Whether it came further since this was asked last: then it needs nothing any more that was brought in before.
+    pub fn progressed(&mut self) -> bool {
+        self.seek.progressed()
     }
 
-    /// Takes query `i` up.
     #[inline(never)]
-    fn load(&mut self, t: &Txn, metric: Metric, s: &proto::Search, i: usize) -> Result<(), Refusal> {
-        self.words.clear();
-        s.queries.get(i).ok_or(Error::Invalid)?.append_to(&mut self.words)?;
-        admit(t, metric, "query", i, &self.words)?;
-        Ok(())
-    }
-
-    /// Answers it.
-    #[inline(never)]
-    fn answer(
+    fn go_on(
         &mut self,
         t: &Txn,
-        r: &Ready,
+        ready: &Ready,
+        cred: &Cred,
+        r: &Request,
         s: &proto::Search,
-        i: usize,
-        accept: Option<&mut Accept>,
-    ) -> Result<(), Refusal> {
-        // Each kind has a number of its own; those of other kinds say nothing.
-        let ef = match r.runtime.schema.index {
-            wire::index::IVF => s.nprobe,
-            wire::index::PQ | wire::index::LSH => s.rerank,
-            _ => s.ef,
+    ) -> Result<Vec<u8>, Refusal> {
+        if self.answers.is_empty() {
+            self.find(t, ready, cred, s)?;
+        }
+        for i in 0..self.answers.len() {
+            self.name(t, ready, s, i)?;
+        }
+        self.reply(r)
+    }
+
+    /// Finds the records.
+    #[inline(never)]
+    fn find(&mut self, t: &Txn, ready: &Ready, cred: &Cred, s: &proto::Search) -> Result<(), Refusal> {
+        let dir = self.dir;
+        let mut matcher = Matcher::new(s.filter)?;
+        let eyes = Eyes::new(t, dir, cred)?;
+        let judged = !matcher.is_open() || (!eyes.all() && ready.files);
+        let mut accept = |_: u64, head: &Slot| {
+            Ok(eyes.see(t, head.id).map_err(ahead)? && matcher.matches(t, dir, head.id).map_err(ahead)?)
         };
-        let params = SearchParams { query: &self.words, k: s.k, ef, radius: r.radius, exact: s.exact };
-        let a = self.answers.get_mut(i).ok_or(Error::Invalid)?;
-        a.stats = r.runtime.search(t.env(), &params, accept, &mut self.scratch, &mut a.hits)?;
-        self.bytes = self.bytes.saturating_add(a.hits.len().saturating_mul(wire::Hit::SIZE));
+        let accept: Option<&mut Accept> = if judged { Some(&mut accept) } else { None };
+        self.seek.run(t.env(), ready.runtime, &t.absent, accept, &mut self.scratch)?;
+        for i in 0..s.queries.len() {
+            let mut hits = Vec::new();
+            let stats = self.seek.hits(i, &mut hits)?;
+            self.bytes = self.bytes.saturating_add(hits.len().saturating_mul(wire::Hit::SIZE));
+            mem::push(&mut self.answers, Answer { hits, names: None, stats })?;
+        }
+        self.limit()
+    }
+
+    /// Names the files among the results of query `i`.
+    #[inline(never)]
+    fn name(&mut self, t: &Txn, ready: &Ready, s: &proto::Search, i: usize) -> Result<(), Refusal> {
+        let Some(a) = self.answers.get_mut(i).filter(|a| s.paths && a.names.is_none()) else { return Ok(()) };
+        let mut names = Names::new();
+        let mut bytes = 0usize;
         for (n, hit) in a.hits.iter().enumerate() {
-            if let (true, Some(ino)) = (s.paths, super::record::file_of(hit.id)) {
-                for name in ns::names(t, ino, Some(r.runtime.ino), ns::LINKS_MAX as usize)? {
-                    self.bytes = self.bytes.saturating_add(name.name.len());
-                    mem::push(&mut a.names, (n, name.name))?;
-                }
+            let Some(ino) = super::record::file_of(hit.id) else { continue };
+            // It may be gone since it was found.
+            if ready.runtime.slot_of(hit.id) != Some(hit.slot) {
+                continue;
+            }
+            for name in ns::names(t, ino, Some(self.dir), ns::LINKS_MAX as usize)? {
+                bytes = bytes.saturating_add(name.name.len());
+                mem::push(&mut names, (n, name.name))?;
             }
         }
+        a.names = Some(names);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.limit()
+    }
+
+    fn limit(&self) -> Result<(), Refusal> {
         if self.bytes > wire::FRAME_MAX {
             return Err(refuse(
                 Error::TooBig,
@@ -167,8 +213,9 @@ impl Run {
     #[inline(never)]
     fn reply(&self, r: &Request) -> Result<Vec<u8>, Refusal> {
         let mut reply = proto::SearchReply::new(&r.head)?;
+        reply.reads(self.seek.reads());
         for a in &self.answers {
-            let mut names = a.names.iter().peekable();
+            let mut names = a.names.iter().flatten().peekable();
             for (n, hit) in a.hits.iter().enumerate() {
                 reply.hit(hit.id, dist::key_to_bits(hit.key))?;
                 while let Some((_, name)) = names.next_if(|x| x.0 == n) {

@@ -76,7 +76,8 @@ impl Volume {
             // Without a spare segment, if there is a full one to become it.
             let spent = self.log.spare.is_none() && !self.log.full.is_empty();
             let log_full = spent || self.log.blocks.saturating_mul(BLOCK as u64) > self.view.env.log_bytes;
-            let many = self.view.tree.dirty().saturating_mul(BLOCK) > self.view.env.cache_bytes / 2;
+            let dirty = (self.view.tree.dirty() as u64).max(self.stream_dirty).saturating_mul(BLOCK as u64);
+            let many = dirty > self.view.env.cache_bytes as u64 / 2;
             if (self.want_checkpoint || log_full || many) && !self.read_only {
                 if let Err(m) = self.start_checkpoint(false) {
                     self.later(m);
@@ -642,6 +643,7 @@ impl Volume {
             self.log.spare = c.recycle;
         }
         self.stats.checkpoints = self.stats.checkpoints.wrapping_add(1);
+        self.more_vectors = true;
         self.checkpoint_durable(c.txn, c.seq);
         if self.state == State::Opening {
             self.opened();

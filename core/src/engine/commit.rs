@@ -153,6 +153,7 @@ impl Volume {
                 return Err(Stop::Need(Need::Collection(*ino)));
             }
         }
+        self.pages_to_put(c)?;
         self.view.tree.reserve_for(&c.edits)?;
         let nodes = c.edits.len().saturating_mul(10).saturating_add(16);
         self.space.reserve_lists(c.frees.len().saturating_add(c.allocs.len()).saturating_add(nodes))?;
@@ -171,6 +172,25 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Makes sure that the pages that vectors go to are in memory, of one collection after the other.
+    #[inline(never)]
+    fn pages_to_put(&mut self, c: &Changes) -> Step<()> {
+        self.wanted.clear();
+        let mut of = 0;
+        for v in &c.vectors {
+            if self.wanted.is_empty() {
+                of = v.collection;
+            }
+            if let Some(k) = self.view.collections.get(v.collection).filter(|_| v.collection == of) {
+                k.absent_for_put(v.slot, &mut self.wanted)?;
+            }
+        }
+        if self.wanted.is_empty() {
+            return Ok(());
+        }
+        Err(Stop::Need(Need::Vectors(of)))
     }
 
     /// Changes the tree, the space and the collections.
@@ -214,6 +234,7 @@ impl Volume {
             }
             let blocks = (words.len().saturating_mul(4) / BLOCK).saturating_add(3);
             self.stream_dirty = self.stream_dirty.saturating_add(blocks as u64);
+            self.more_vectors = true;
         }
         for (ino, slot) in &c.drops {
             if self.canary.keep_deleted_vectors {

@@ -29,6 +29,7 @@ impl Volume {
                 Ok(())
             }
             Need::Collection(ino) => self.start_load(id, ino),
+            Need::Vectors(ino) => self.bring_in(Some(id), ino),
             Need::CatchUp(ino) => {
                 let Some(c) = self.view.collections.get_mut(ino) else {
                     self.wake(id);

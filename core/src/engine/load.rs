@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Bringing a collection into memory: its slots, vectors and index, extent by extent. Promises: a damaged block costs
+//! Bringing a collection into memory: its slots and its index, extent by extent; its vectors only if slots have to be made again
+//! from them, else `paging` brings them in as they are needed. Promises: a damaged block costs
 //! the vectors in it (found by their checksums, reported by id) or time (the index is rebuilt, slot heads are made again from
 //! the records), never the whole collection.
 
@@ -212,7 +213,12 @@ impl Volume {
             Piece::End => {
                 l.block = 0;
                 match stream {
-                    kind::SLOT_EXTENT => l.stream = kind::VECTOR_EXTENT,
+                    kind::SLOT_EXTENT if l.slots_bad || self.whole => {
+                        c.expect_vectors();
+                        l.stream = kind::VECTOR_EXTENT;
+                    }
+                    // Vectors come when somebody needs them.
+                    kind::SLOT_EXTENT => l.stream = kind::INDEX_EXTENT,
                     kind::VECTOR_EXTENT if l.slots_bad => l.stream = kind::RECORD,
                     kind::VECTOR_EXTENT | kind::RECORD => l.stream = kind::INDEX_EXTENT,
                     _ => {
@@ -243,6 +249,7 @@ impl Volume {
             if self.view.collections.insert(l.ino, c).is_err() {
                 fail = Some(Error::NoMemory);
             }
+            self.more_vectors = true;
         }
         self.wake_loaders(core::mem::take(&mut l.waiters), fail);
     }

@@ -11,7 +11,7 @@
 //!
 //! Inside: `task` runs operations, `content` those that place data, `fetch` brings what they need, `commit` applies and logs their changes,
 //! `log` and `space` are what their names say, `checkpoint` writes the tree, `recover` opens and replays, `load`
-//! brings collections in, `format` makes new volumes.
+//! brings collections in and `paging` their vectors, `format` makes new volumes.
 
 mod checkpoint;
 mod commit;
@@ -21,6 +21,7 @@ mod format;
 mod iotab;
 mod load;
 pub mod log;
+mod paging;
 mod recover;
 pub mod space;
 mod state;
@@ -59,6 +60,8 @@ pub struct Options {
     /// the same. Records are written when somebody waits for durability, and when many wait; the driver sees to it with
     /// `Op::Sync` from time to time.
     pub write_behind: bool,
+    /// Bring a collection's vectors in with it, all of them, and never drop them: for a reader that takes the tree away.
+    pub whole_collections: bool,
 }
 
 /// Where a volume stands.
@@ -94,6 +97,9 @@ pub struct Stats {
     pub replayed_groups: u64,
     pub replayed_records: u64,
     pub free_blocks: u64,
+    pub vector_reads: u64,
+    pub vector_bytes: u64,
+    pub vector_bytes_dropped: u64,
 }
 
 /// Deliberate defects, for proving that the simulator finds them. All off outside of tests of tests.
@@ -181,6 +187,14 @@ pub struct Volume {
     stream_dirty: u64,
     recover: Option<mem::Box<recover::Recover>>,
     loading: Map<mem::Box<load::Loading>>,
+    whole: bool,
+    paging: Map<mem::Box<paging::Paging>>,
+    /// Pages that somebody is about to ask for ([`Need::Vectors`](crate::error::Need::Vectors)).
+    wanted: Vec<u32>,
+    /// Pages used since this tick stay for index work.
+    work_tick: Option<u64>,
+    /// There may be more vectors in memory than [`Stats::vector_bytes`] says.
+    more_vectors: bool,
     stats: Stats,
     /// Inodes without names that were closed: to be trimmed.
     gone: Vec<crate::op::Ino>,
@@ -243,6 +257,11 @@ impl Volume {
             stream_dirty: 0,
             recover: None,
             loading: Map::new(),
+            whole: options.whole_collections,
+            paging: Map::new(),
+            wanted: Vec::new(),
+            work_tick: None,
+            more_vectors: false,
             stats: Stats::default(),
             gone: Vec::new(),
             stuck: Vec::new(),
@@ -373,10 +392,14 @@ impl Volume {
         self.pump();
     }
 
-    /// One bounded step of background work (index catch-up, consolidation). False: there is none. Searches may wait
+    /// One bounded step of background work (index catch-up, consolidation). False: there is none, or it waits for what it asked
+    /// the device for. Searches may wait
     /// for it, so a driver calls it whenever it has nothing else to do, and lets others at the lock in between.
     pub fn work(&mut self) -> bool {
         if !matches!(self.state, State::Ready | State::Aborted) {
+            return false;
+        }
+        if self.work_waits() {
             return false;
         }
         if let Some((_, ino)) = self.catching.first().copied() {
@@ -386,23 +409,34 @@ impl Volume {
         if self.state != State::Ready {
             return false;
         }
-        let env = self.view.env;
-        for (_, c) in self.view.collections.iter_mut() {
+        let mut from = None;
+        while let Some(ino) = self.next_with_work(from) {
             // Failed for memory: later.
-            if c.has_work() && c.work(&env, WORK_STEP).is_ok() {
+            if self.work_on(ino, WORK_STEP).unwrap_or(false) {
                 return true;
             }
+            from = Some(ino);
         }
         false
     }
 
+    /// The collection with index work whose inode comes after `from`.
+    fn next_with_work(&self, from: Option<crate::op::Ino>) -> Option<crate::op::Ino> {
+        let after = |ino: &crate::op::Ino| from.is_none_or(|f| *ino > f);
+        self.view.collections.iter().filter(|(_, c)| c.has_work()).map(|(ino, _)| ino).filter(after).min()
+    }
+
     /// A step of the index work that searches of the collection `ino` wait for; then they look again.
     fn catch_up(&mut self, ino: crate::op::Ino) {
-        let env = self.view.env;
-        let done = match self.view.collections.get_mut(ino) {
-            Some(c) => c.work(&env, WORK_STEP).map(|_| ()),
-            None => Ok(()),
-        };
+        match self.work_on(ino, WORK_STEP) {
+            Ok(_) if self.work_waits() => {}
+            done => self.end_catching(ino, done.err()),
+        }
+        self.pump();
+    }
+
+    /// Searches that wait for the index of collection `ino` look again, or fail.
+    fn end_catching(&mut self, ino: crate::op::Ino, fail: Option<Error>) {
         let mut i = 0;
         while let Some((id, of)) = self.catching.get(i).copied() {
             if of != ino {
@@ -410,12 +444,11 @@ impl Volume {
                 continue;
             }
             mem::swap_remove(&mut self.catching, i);
-            if let (Err(e), Some(t)) = (done, self.tasks.get_mut(id)) {
+            if let (Some(e), Some(t)) = (fail, self.tasks.get_mut(id)) {
                 t.fail = Some(e);
             }
             self.wake(id);
         }
-        self.pump();
     }
 
     /// Answers a read without I/O and without waiting, if all it needs is in memory.
@@ -424,7 +457,8 @@ impl Volume {
             return None;
         }
         let none = Map::new();
-        let t = Txn::new(&*self.view, &none, &self.opens, now);
+        let mut t = Txn::new(&*self.view, &none, &self.opens, now);
+        t.absent = crate::index::Absent::within(self.view.tree.time(), self.view.env.cache_bytes);
         match task::read(&t, op) {
             Ok(r) => Some(Ok(r)),
             Err(crate::error::Stop::Fail(e)) => Some(task::failed_read(op, e, 0)),
@@ -438,7 +472,7 @@ impl Volume {
         self.space.free().saturating_add(self.space.waiting()).saturating_sub(self.reserve())
     }
 
-    /// Changes how many bytes the cache of tree nodes may take.
+    /// Changes how many bytes the caches of tree nodes and vectors may take.
     pub fn set_cache_bytes(&mut self, bytes: usize) {
         self.view.env.cache_bytes = bytes;
         self.pump();
@@ -457,9 +491,16 @@ impl Volume {
         self.quiet = quiet;
     }
 
-    /// Drops up to `nodes` clean nodes from the cache; says how many went. For a driver whose system is short of memory.
+    /// Drops up to `nodes` blocks' worth of vectors and clean nodes from the caches, of what takes more first; says how many went.
+    /// For a driver whose system is short of memory.
     pub fn shrink(&mut self, nodes: usize) -> usize {
         let before = self.view.tree.cached();
+        self.stats.vector_bytes = self.vector_bytes() as u64;
+        if self.stats.vector_bytes > (before as u64).saturating_mul(crate::format::BLOCK as u64) {
+            let gone = self.drop_vectors(nodes.saturating_mul(crate::format::BLOCK));
+            self.stats.vector_bytes = self.stats.vector_bytes.saturating_sub(gone as u64);
+            return gone / crate::format::BLOCK;
+        }
         let protect = self.tasks.iter().map(|(_, t)| t.tick).min().unwrap_or(u64::MAX);
         let now = self.view.tree.tick();
         self.view.tree.evict(before.saturating_sub(nodes), protect.min(now));
@@ -510,12 +551,7 @@ impl Volume {
         }
         // For reads that look at it from outside of an operation.
         self.refresh_info();
-        let limit = self.view.env.cache_bytes / crate::format::BLOCK;
-        if self.view.tree.cached() > limit {
-            let protect = self.tasks.iter().map(|(_, t)| t.tick).min().unwrap_or(u64::MAX);
-            let now = self.view.tree.tick();
-            self.view.tree.evict(limit, protect.min(now));
-        }
+        self.trim_memory();
     }
 
     /// Runs every task that waits for no I/O: one of them may have missed its turn for want of memory.

@@ -6,9 +6,11 @@ use super::content::content_ino;
 use super::fetch::PATIENCE_END;
 use super::{OpId, State, Volume, CHECKPOINT, RECOVER};
 use crate::coll;
+use crate::coll::search::Run;
 use crate::data;
-use crate::error::{Error, Step, Stop};
+use crate::error::{Error, Need, Step, Stop};
 use crate::format::{kind, Key};
+use crate::index::Absent;
 use crate::mem::{self, Buf, Map, NoMemory};
 use crate::ns;
 use crate::op::{Ino, Op, Reply, StatFs, Time};
@@ -46,6 +48,10 @@ pub struct Task {
     pub(super) reply: Option<Reply>,
     pub(super) space_tries: u8,
     pub(super) tick: u64,
+    /// Pages of vectors used since this tick stay, for it is not done with them.
+    pub(super) pages_tick: Option<u64>,
+    /// A search that has to read vectors, between its steps.
+    pub(super) search: Option<mem::Box<Run>>,
     pub(super) internal: bool,
 }
 
@@ -67,6 +73,8 @@ impl Task {
             reply: None,
             space_tries: 0,
             tick,
+            pages_tick: None,
+            search: None,
             internal,
         }
     }
@@ -181,6 +189,9 @@ impl Volume {
         if self.loading.contains(id) {
             return self.run_load(id);
         }
+        if self.paging.contains(id) {
+            return self.run_paging(id);
+        }
         let Some(task) = self.tasks.get(id) else { return };
         if task.waits > 0 {
             return;
@@ -202,15 +213,9 @@ impl Volume {
         let Some(task) = self.tasks.get(id) else { return };
         let Some(op) = &task.op else { return };
         if op.is_read() {
-            let (result, resume) = self.read_step(id);
-            return match result {
+            return match self.read_step(id) {
                 Ok(reply) => self.finish(id, Ok(reply)),
-                Err(s) => {
-                    if let Some(t) = self.tasks.get_mut(id) {
-                        t.progress.pos = resume;
-                    }
-                    self.stopped(id, s)
-                }
+                Err(s) => self.stopped(id, s),
             };
         }
         match op {
@@ -293,19 +298,33 @@ impl Volume {
     }
 
     #[inline(never)]
-    pub(super) fn read_step(&self, id: u64) -> (Step<Reply>, u64) {
-        let Some(task) = self.tasks.get(id) else { return (Err(Stop::Fail(Error::Invalid)), 0) };
-        let Some(op) = &task.op else { return (Err(Stop::Fail(Error::Invalid)), 0) };
+    fn read_step(&mut self, id: u64) -> Step<Reply> {
+        let kept = self.tasks.get_mut(id).and_then(|t| t.search.take());
+        let Some(task) = self.tasks.get(id) else { return Err(Stop::Fail(Error::Invalid)) };
+        let Some(op) = &task.op else { return Err(Stop::Fail(Error::Invalid)) };
         let mut t = Txn::new(&*self.view, &task.arrived, &self.opens, task.now);
         t.waited = task.progress.extra == PATIENCE_END;
-        t.resume.set(task.progress.pos);
-        (read(&t, op), t.resume.get())
+        t.absent = Absent::within(self.view.tree.time(), self.view.env.cache_bytes);
+        t.search.set(kept);
+        let result = read(&t, op);
+        let (kept, absent) = (t.search.take(), t.absent.take());
+        if let Some(t) = self.tasks.get_mut(id) {
+            t.search = kept;
+            if matches!(result, Err(Stop::Need(Need::Vectors(_)))) {
+                self.wanted = absent;
+                if t.search.as_mut().is_some_and(|s| s.progressed()) {
+                    t.pages_tick = None;
+                }
+            }
+        }
+        result
     }
 
     /// A step is committed (or had nothing to commit): goes on or waits for the log.
     pub(super) fn stepped(&mut self, id: u64, outcome: Outcome, p: Progress) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.progress = p;
+        task.pages_tick = None;
         task.arrived.clear();
         task.stage = Stage::Run;
         task.retried = false;
@@ -397,6 +416,8 @@ impl Volume {
             self.recovery_failed(e);
         } else if self.loading.contains(id) {
             self.load_failed(id, e);
+        } else if self.paging.contains(id) {
+            self.paging_done(id, Some(e));
         } else {
             self.finish(id, Err(e));
         }

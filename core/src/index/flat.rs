@@ -2,8 +2,8 @@
 //! The exact scan: the flat index, and what every other index falls back on. Reports the true nearest, ties by
 //! lower id.
 
-use super::{Bits, Gate, Heap, Index, IndexInfo, Inserted, Marks, Probe, Scratch, View};
-use crate::dist::{Batch, Meter, Query, BATCH};
+use super::{Accept, Gate, Heap, Index, IndexInfo, Inserted, Probe, Scratch, View};
+use crate::dist::{Batch, Distance, Meter, Query, BATCH};
 use crate::error::{Error, Step};
 use crate::mem::NoMemory;
 use alloc::vec::Vec;
@@ -56,6 +56,18 @@ impl Best {
         self.heap.len() < self.k || self.heap.peek().is_some_and(|(k, i, _)| (key, id) < (*k, *i))
     }
 
+    /// Whether the record of the slot is among those collected. Looks at all of them.
+    pub fn has(&self, slot: u32) -> bool {
+        self.heap.items().iter().any(|x| x.2 == slot)
+    }
+
+    /// Drops those for whose slot and id `stays` is false; says whether there were any.
+    pub fn retain(&mut self, stays: impl Fn(u32, u64) -> bool) -> bool {
+        let before = self.heap.len();
+        self.heap.retain(|x| stays(x.2, x.1));
+        self.heap.len() < before
+    }
+
     /// Adds a record if it is among them.
     pub fn offer(&mut self, key: u64, id: u64, slot: u32) -> Result<(), NoMemory> {
         if !self.wants(key, id) {
@@ -79,31 +91,60 @@ impl Best {
     }
 }
 
-/// Measures the slots of `slots` and offers those that pass to `best`. Lower bounds of the distances come first, at a
-/// fraction of the cost; what they do not rule out is measured with the canonical kernel. So the answer is that of the
-/// canonical kernel alone.
+/// One of the queries of a scan.
+#[derive(Debug)]
+pub struct Seeker<'a> {
+    /// The query.
+    pub query: Query<'a>,
+    /// What was found so far.
+    pub best: &'a mut Best,
+    /// Distances computed for it.
+    pub distances: &'a mut u64,
+}
+
+/// Vectors in the memory of a reading ahead when a scan stops for an absent one.
+const AHEAD_BYTES: usize = 4 << 20;
+
+/// Measures `slots` from `*at` on for all `seekers` and offers those that pass. Lower bounds of the distances come first,
+/// at a fraction of the cost; what they do not rule out is measured with the canonical kernel. So the answer is that of
+/// the canonical kernel alone. False: it stopped at an absent vector, and is to be called again with the same `at`, which
+/// says how far it came (also if `accept` stops it). `repeats`: in so many of the first batches there may be vectors that were
+/// offered before.
 pub fn scan(
     view: &View<'_>,
-    query: &Query<'_>,
-    slots: &Bits,
-    meter: &mut Meter<'_>,
-    gate: &mut Gate<'_, '_>,
-    marks: &mut Marks,
-    best: &mut Best,
-) -> Step<()> {
-    let mut near = Rows::new(view);
-    let mut members = slots.iter(0);
+    seekers: &mut [Seeker<'_>],
+    slots: &mut dyn Iterator<Item = u32>,
+    kernels: &dyn Distance,
+    accept: &mut Option<&mut Accept<'_>>,
+    at: &mut u64,
+    repeats: usize,
+) -> Step<bool> {
+    let mut rows = Rows::new(view);
+    let mut repeats = repeats;
+    let mut stopped = false;
     loop {
-        let next = members.next();
-        if let Some(slot) = next.and_then(|s| u32::try_from(s).ok()) {
-            near.push(view, slot);
+        let next = if stopped { None } else { slots.next() };
+        if let Some(slot) = next {
+            if !rows.push(view, slot) && view.absent.any() {
+                view.store.note_absent(view.absent, slot as usize, AHEAD_BYTES);
+                stopped = true;
+            }
         }
-        if near.batch.is_full() || next.is_none() {
-            filter(view, query, &near, meter, gate, marks, best)?;
-            near.batch.clear();
+        if rows.batch.is_full() || stopped || next.is_none() {
+            for s in seekers.iter_mut() {
+                let mut meter = Meter::new(kernels);
+                let done = filter(view, s, &rows, &mut meter, accept, repeats > 0);
+                *s.distances = s.distances.saturating_add(meter.count);
+                done?;
+            }
+            if let Some(last) = rows.batch.len().checked_sub(1).and_then(|i| rows.slots.get(i)) {
+                *at = u64::from(*last).saturating_add(1);
+            }
+            repeats = repeats.saturating_sub(1);
+            rows.batch.clear();
         }
-        if next.is_none() {
-            return Ok(());
+        if stopped || next.is_none() {
+            return Ok(!stopped);
         }
     }
 }
@@ -119,12 +160,14 @@ impl<'a> Rows<'a> {
         Rows { batch: Batch::new(view.store.dim()), slots: [0; BATCH] }
     }
 
-    fn push(&mut self, view: &View<'a>, slot: u32) {
+    fn push(&mut self, view: &View<'a>, slot: u32) -> bool {
         if let (Some((words, inv_norm)), Some(place)) = (view.row(slot), self.slots.get_mut(self.batch.len())) {
             if self.batch.push(words, inv_norm) {
                 *place = slot;
+                return true;
             }
         }
+        false
     }
 }
 
@@ -132,48 +175,53 @@ impl<'a> Rows<'a> {
 #[inline(never)] // keeps stack frames small
 fn filter(
     view: &View<'_>,
-    query: &Query<'_>,
+    seeker: &mut Seeker<'_>,
     rows: &Rows<'_>,
     meter: &mut Meter<'_>,
-    gate: &mut Gate<'_, '_>,
-    marks: &mut Marks,
-    best: &mut Best,
+    accept: &mut Option<&mut Accept<'_>>,
+    again: bool,
 ) -> Step<()> {
-    if best.bar() == u64::MAX {
+    if seeker.best.bar() == u64::MAX {
         // Everything is wanted.
-        return settle(view, query, rows, meter, gate, marks, best);
+        return settle(view, seeker, rows, meter, accept, again);
     }
     let mut bounds = [0u64; BATCH];
-    meter.bounds(query, &rows.batch, &mut bounds);
-    if bounds.iter().take(rows.batch.len()).all(|b| *b > best.bar()) {
+    meter.bounds(&seeker.query, &rows.batch, &mut bounds);
+    if bounds.iter().take(rows.batch.len()).all(|b| *b > seeker.best.bar()) {
         return Ok(());
     }
     let mut near = Rows::new(view);
     for (slot, bound) in rows.slots.iter().zip(bounds).take(rows.batch.len()) {
-        if bound <= best.bar() {
+        if bound <= seeker.best.bar() {
             near.push(view, *slot);
         }
     }
-    settle(view, query, &near, meter, gate, marks, best)
+    settle(view, seeker, &near, meter, accept, again)
 }
 
 #[inline(never)] // keeps stack frames small
 fn settle(
     view: &View<'_>,
-    query: &Query<'_>,
+    seeker: &mut Seeker<'_>,
     rows: &Rows<'_>,
     meter: &mut Meter<'_>,
-    gate: &mut Gate<'_, '_>,
-    marks: &mut Marks,
-    best: &mut Best,
+    accept: &mut Option<&mut Accept<'_>>,
+    again: bool,
 ) -> Step<()> {
     let mut keys = [u64::MAX; BATCH];
-    meter.many(query, &rows.batch, &mut keys);
+    meter.many(&seeker.query, &rows.batch, &mut keys);
     for (slot, key) in rows.slots.iter().zip(keys).take(rows.batch.len()) {
         let Some(head) = view.store.head(*slot as usize) else { continue };
+        if !seeker.best.wants(key, head.id) || (again && seeker.best.has(*slot)) {
+            continue;
+        }
         // Measure first, ask the filter last: it may have to read the volume.
-        if best.wants(key, head.id) && gate.pass(marks, *slot, head)? {
-            best.offer(key, head.id, *slot)?;
+        let passes = match accept {
+            Some(f) => f(u64::from(*slot), head)?,
+            None => true,
+        };
+        if passes {
+            seeker.best.offer(key, head.id, *slot)?;
         }
     }
     Ok(())

@@ -89,6 +89,14 @@ impl<T: Ord + Copy> Heap<T> {
         mem::sink(&mut self.items, 0, &mut |a, b| a < b);
     }
 
+    /// Keeps the elements for which `stays` is true.
+    pub fn retain(&mut self, stays: impl Fn(&T) -> bool) {
+        self.items.retain(stays);
+        for at in (0..self.items.len() / 2).rev() {
+            mem::sink(&mut self.items, at, &mut |a, b| a < b);
+        }
+    }
+
     /// Sorts the elements, smallest first, and gives them; the heap is then only good for [`Heap::clear`].
     pub fn sorted(&mut self) -> &[T] {
         mem::sort_by(&mut self.items, |a, b| a < b);

@@ -220,7 +220,7 @@ impl Training {
                 self.assign(view, kernels, s, from, dim)?;
                 left = left.saturating_sub(whole);
             }
-            self.settle(view, kernels, from, dim);
+            self.settle(view, kernels, from, dim)?;
             left = left.saturating_sub(whole);
             if self.round > ROUNDS {
                 mem::push(&mut self.done, core::mem::take(&mut self.now))?;
@@ -265,6 +265,8 @@ impl Training {
             let off = hash(self.seed ^ from as u64, c as u64).checked_rem(stretch).unwrap_or(0) as usize;
             self.plant(view, kernels, c, start.saturating_add(off), from, dim);
         }
+        // Otherwise all of it once more.
+        view.absent.none()?;
         self.sums.fill(0);
         self.round = 1;
         self.cursor = 0;
@@ -280,7 +282,16 @@ impl Training {
         from: usize,
         dim: usize,
     ) -> Result<(), NoMemory> {
-        if let Some((x, scale)) = self.piece(view, self.cursor, from, dim) {
+        let piece = self.piece(view, self.cursor, from, dim);
+        if piece.is_none() {
+            // The sample goes up through the slots: the next ones will be wanted as well.
+            let ahead = self.sample.get(self.cursor..).unwrap_or(&[]);
+            for slot in ahead.iter().take_while(|_| !view.absent.is_full()) {
+                let _ = view.row(*slot);
+            }
+        }
+        view.absent.none()?;
+        if let Some((x, scale)) = piece {
             let c = self.now.nearest(kernels, x, scale, &mut s.keys)? as usize;
             let start = c.saturating_mul(dim);
             if let (Some(sums), Some(n)) = (self.sums.get_mut(start..start.saturating_add(dim)), self.counts.get_mut(c))
@@ -295,7 +306,7 @@ impl Training {
 
     /// Ends a round: centroids move to the mean of what is nearest to them; one without anything begins anew.
     #[inline(never)] // keeps stack frames small
-    fn settle(&mut self, view: &View<'_>, kernels: &dyn Distance, from: usize, dim: usize) {
+    fn settle(&mut self, view: &View<'_>, kernels: &dyn Distance, from: usize, dim: usize) -> Result<(), NoMemory> {
         for c in 0..self.columns {
             let start = c.saturating_mul(dim);
             let n = self.counts.get(c).copied().unwrap_or(0);
@@ -309,10 +320,13 @@ impl Training {
                 self.plant(view, kernels, c, at, from, dim);
             }
         }
+        // Doing it once more gives the same.
+        view.absent.none()?;
         self.sums.fill(0);
         self.counts.fill(0);
         self.cursor = 0;
         self.round = self.round.saturating_add(1);
+        Ok(())
     }
 
     pub(super) fn memory(&self) -> usize {

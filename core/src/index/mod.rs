@@ -15,13 +15,13 @@ mod pq;
 mod store;
 
 pub use bits::Bits;
-pub use flat::{scan, Best, Flat};
+pub use flat::{scan, Best, Flat, Seeker};
 pub use heap::Heap;
 pub use hnsw::{GraphHead, GraphNode, Hnsw, EF_DEFAULT, EF_MAX, M_DEFAULT, M_MAX, M_MIN};
 pub use ivf::{Ivf, IvfEntry, IvfHead};
 pub use lsh::{Lsh, LshEntry, LshHead};
 pub use pq::{Pq, PqEntry, PqHead};
-pub use store::{Rows, Table, VectorStore, SLOTS_MAX};
+pub use store::{Absent, Rows, Table, VectorStore, SLOTS_MAX};
 
 use crate::dist::{Distance, Meter, Metric, Query};
 use crate::error::{Error, Step};
@@ -219,13 +219,16 @@ pub struct View<'a> {
     pub store: &'a VectorStore,
     /// How to measure.
     pub metric: Metric,
+    /// Takes note of vectors that are not in memory. Whoever uses rows need not care, but must not change anything for good
+    /// while there are any ([`Absent::none`]): the work is done again from where it began.
+    pub absent: &'a Absent,
 }
 
 impl<'a> View<'a> {
-    /// Elements and inverse norm of a slot.
+    /// Elements and inverse norm of a slot, if they are in memory.
     pub fn row(&self, slot: u32) -> Option<(&'a [u32], u64)> {
         let head = self.store.head(slot as usize)?;
-        Some((self.store.vector(slot as usize)?, head.inv_norm))
+        Some((self.store.vector_for(self.absent, slot as usize)?, head.inv_norm))
     }
 
     /// A stored vector as query.
@@ -396,7 +399,7 @@ impl AnyIndex {
     ) -> Result<bool, NoMemory> {
         match self {
             AnyIndex::Flat(_) => Ok(true),
-            AnyIndex::Hnsw(h) => h.load(view, kernels, version, bytes, bad),
+            AnyIndex::Hnsw(h) => h.load(view, version, bytes, bad),
             AnyIndex::Ivf(i) => i.load(view, version, bytes, bad),
             AnyIndex::Pq(i) => i.load(view, version, bytes, bad),
             AnyIndex::Lsh(i) => i.load(view, kernels, version, bytes, bad),

@@ -12,7 +12,7 @@ mod queue;
 mod sort;
 
 pub use boxed::Box;
-pub use buf::Buf;
+pub use buf::{Aligned, Buf};
 pub use map::Map;
 pub use queue::Queue;
 pub use sort::{sink, sort_by, swap};

@@ -189,6 +189,11 @@ impl SearchReply {
         self.begin()
     }
 
+    /// Pages of vectors that had to be read for all queries.
+    pub fn reads(&mut self, pages: u64) {
+        self.total.reads = pages;
+    }
+
     /// The frame. What follows the last `end_query` is dropped.
     pub fn finish(mut self) -> Result<Vec<u8>, Failure> {
         self.frame.out.truncate(self.query);

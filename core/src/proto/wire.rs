@@ -477,7 +477,7 @@ wire! {
         4 reserved: u32 = "Zero.",
         8 evaluations: u64 = "Distance evaluations of all queries.",
         16 hops: u64 = "Graph nodes (or lists) visited by all queries.",
-        24 reserved2: u64 = "Zero.",
+        24 reads: u64 = "Pages of vectors that had to be read because they were not in memory.",
     }
 
     /// Results of one query. Sections: hits, paths (each a u16 length and the name's bytes).

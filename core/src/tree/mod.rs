@@ -402,6 +402,11 @@ impl Tree {
         self.tick
     }
 
+    /// What [`Tree::tick`] returned last.
+    pub fn time(&self) -> u64 {
+        self.tick
+    }
+
     /// Drops clean nodes, the least recently used ones first as far as a second-chance sweep can tell,
     /// until at most `limit_nodes` are left. Nodes stamped at or after `protect`, and nodes that are
     /// not yet [`Tree::written`], stay.

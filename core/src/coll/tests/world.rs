@@ -7,6 +7,7 @@ use crate::dist;
 use crate::env::Env;
 use crate::error::{Error, Need, Step, Stop};
 use crate::format::{kind, Key, Schema, BLOCK, TREE};
+use crate::index::Absent;
 use crate::mem::{Buf, Map};
 use crate::ns;
 use crate::op::{Cred, Ino, Op, Reply, Time, ROOT};
@@ -147,6 +148,7 @@ impl World {
             slots.extend_from_slice(&block);
         }
         c.load_slots(&slots).unwrap();
+        c.expect_vectors();
         for b in 0..old.vector_stream_blocks() {
             old.vector_block_bytes(b, &mut block);
             c.load_vector_bytes(&self.env, b * BLOCK as u64, &block).unwrap();
@@ -171,7 +173,7 @@ impl World {
             Need::CatchUp(ino) => {
                 let c = self.colls.get_mut(&ino).unwrap();
                 while c.pending() > 0 {
-                    c.work(&self.env, 64).unwrap();
+                    c.work(&self.env, &Absent::new(0), 64).unwrap();
                 }
             }
             _ => {}
@@ -254,13 +256,13 @@ impl World {
         self.steps = 0;
         loop {
             self.budget.set(60);
-            let mut resume = 0;
+            let mut search = None;
             let (outcome, changes) = loop {
                 let mut p = progress;
                 let mut t = Txn::new(&*self, &arrived, &opens, self.now);
-                t.resume.set(resume);
+                t.search.set(search);
                 let result = f(&mut t, &mut p);
-                resume = t.resume.get();
+                search = t.search.take();
                 match result {
                     Ok(outcome) => {
                         progress = p;

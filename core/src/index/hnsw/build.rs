@@ -247,6 +247,10 @@ impl Hnsw {
         if planned.is_none() {
             planned = self.plan(view, meter, s, slot, level, false)?;
         }
+        if !s.select.coded {
+            self.look_ahead(view, &s.select);
+        }
+        view.absent.none()?;
         let host = planned.flatten();
         if self.entry.is_some() && !s.select.plan.iter().any(|p| p.0 == 0) {
             // All that is there is being taken out; a link to it would not last.
@@ -279,6 +283,19 @@ impl Hnsw {
             self.top = level;
         }
         Ok(Inserted::Yes)
+    }
+
+    /// Looks at the vectors that linking back as planned may measure, so that those that are absent are noted before anything
+    /// changes.
+    fn look_ahead(&self, view: &View<'_>, sel: &Select) {
+        for (layer, n) in &sel.plan {
+            let links = self.links(*n, *layer);
+            if links.len() >= self.capacity(*layer) {
+                for slot in links.iter().chain(core::iter::once(n)) {
+                    let _ = view.row(*slot);
+                }
+            }
+        }
     }
 
     /// Chooses the links of a new node into `s.select.plan`; gives the copy that shall link to it, if there is one. `None`:
@@ -316,6 +333,7 @@ impl Hnsw {
             let (marks, walk, never) = (&mut s.marks, &mut s.walk, Cell::new(false));
             self.search_layer(view, &query, meter, marks, walk, near, self.ef, layer, &never, &mut hops, &mut admit)
                 .map_err(fail)?;
+            view.absent.none()?;
             let sel = &mut s.select;
             self.take_found(sel, &s.walk)?;
             self.choose(view, meter, sel, self.m, slot, slot)?;
@@ -323,6 +341,13 @@ impl Hnsw {
                 near = *nearest;
             }
             if layer == 0 {
+                if coded {
+                    // Measured next: all that is absent is brought in together.
+                    for (_, n) in sel.candidates.iter().take(BATCH) {
+                        let _ = view.row(*n);
+                    }
+                    view.absent.none()?;
+                }
                 if coded && !self.apart(view, meter, sel, slot) {
                     return Ok(None);
                 }
@@ -426,6 +451,8 @@ impl Hnsw {
         for n in &sel.kept {
             mem::push(&mut sel.plan, (0, *n))?;
         }
+        self.look_ahead(view, sel);
+        view.absent.none()?;
         // Only lists with room take a link back, so that no other node loses its own: the nearest of all that were
         // found. If there is none, the nearest has to.
         let room = |n: u32| self.links(n, 0).len() < self.capacity(0);

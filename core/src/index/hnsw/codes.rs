@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The vectors of the graph as codes of a byte for each element, in memory only: a quarter of the memory to read for
-//! a distance. They are made from the vector when a node is, so they are always the same for the same vector.
+//! The vectors of the graph as codes of a byte for each element: a quarter of the memory to read for
+//! a distance. They are made from the vector when a node is, so they are always the same for the same vector, and kept with the
+//! graph.
 
 use crate::dist::{code_words, Distance, Query};
 use crate::index::{Bits, Rows};
@@ -51,11 +52,23 @@ impl Codes {
     pub(super) fn set(&mut self, kernels: &dyn Distance, slot: u32, vector: &Query<'_>) {
         let Some(p) = self.parts.as_mut() else { return };
         let Some(row) = p.rows.get_mut(slot as usize) else { return };
-        if kernels.encode(vector, row) {
+        let poor = kernels.encode(vector, row);
+        self.set_coarse(slot, poor);
+    }
+
+    /// Says of a slot that searches do not measure yet whether its codes are a poor likeness.
+    pub(super) fn set_coarse(&mut self, slot: u32, poor: bool) {
+        let Some(p) = self.parts.as_mut() else { return };
+        if poor {
             p.poor.set(u64::from(slot));
         } else {
             p.poor.clear(u64::from(slot));
         }
+    }
+
+    /// Codes of a slot, to be filled.
+    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut [u32]> {
+        self.parts.as_mut()?.rows.get_mut(slot as usize)
     }
 
     /// Codes of a slot.

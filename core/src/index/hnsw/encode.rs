@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The graph as bytes: [`GraphHead`], then each node in order of slot ([`GraphNode`] and its links).
+//! The graph as bytes: [`GraphHead`], then each node in order of slot ([`GraphNode`], its links, its codes): all that a search
+//! needs until it measures candidates, so that the vectors need not be read first.
 //!
 //! Loading believes nothing: any inconsistency means that the graph is built again from the vectors.
 
 use super::{Hnsw, Node, DOOMED, DOOMED_STALE, EMPTY, LEVEL_MAX, LIVE, STALE, TOMB};
-use crate::dist::Distance;
 use crate::format::layout::layout;
 use crate::format::Wire;
 use crate::index::{is_live, Bits, Marks, View};
@@ -12,7 +12,7 @@ use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// Version of the encoding.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 const MAGIC: u64 = u64::from_le_bytes(*b"VXhnsw\0\0");
 const NO_ENTRY: u64 = u64::MAX;
 
@@ -20,7 +20,7 @@ layout! {
     /// Head of a stored HNSW index, the byte string that an `INDEX` item describes. Its nodes follow.
     pub struct GraphHead [64] {
         0 magic: u64 = "`VXhnsw`",
-        8 version: u32 = "version of the encoding, 1",
+        8 version: u32 = "version of the encoding, 2",
         12 dim: u32 = "dimension",
         16 metric: u32 = "metric as in the schema",
         20 m: u32 = "links per node and layer",
@@ -35,10 +35,12 @@ layout! {
 
 layout! {
     /// A node of a stored HNSW index, in order of slots. For each layer from 0 to `level` a u32 count and as many u32
-    /// slots follow: the links.
+    /// slots follow: the links. If the dimension is 48 or more, the vector's codes come next: a signed byte for each element, zeros up
+    /// to a multiple of 64, and four words that belong to them.
     pub struct GraphNode [16] {
         0 slot: u32 = "slot of the vector",
-        4 level: u32 = "highest layer that the node is on, at most 63",
+        4 level: u16 = "highest layer that the node is on, at most 63",
+        6 flags: u16 = "bit 0: the codes are a poor likeness; others 0",
         8 seq: u64 = "sequence number of the vector that it was made from; if the slot has another, the node is taken out",
     }
 }
@@ -92,6 +94,7 @@ impl Hnsw {
             for layer in 0..=self.level(slot) {
                 size = size.saturating_add(4).saturating_add(self.links(slot, layer).len().saturating_mul(4));
             }
+            size = size.saturating_add(self.codes.get(slot).map_or(0, |c| c.len().saturating_mul(4)));
         }
         let mut out = Vec::new();
         out.try_reserve_exact(size).map_err(|_| NoMemory)?;
@@ -101,7 +104,8 @@ impl Hnsw {
             let level = self.level(slot);
             let seq = self.nodes.get(slot as usize).map_or(0, |n| n.seq);
             let mut bytes = [0u8; GraphNode::SIZE];
-            GraphNode { slot, level: u32::from(level), seq }.emit(&mut bytes);
+            let flags = u16::from(self.codes.is_coarse(slot));
+            GraphNode { slot, level: u16::from(level), flags, seq }.emit(&mut bytes);
             mem::extend(&mut out, &bytes)?;
             for layer in 0..=level {
                 let links = self.links(slot, layer);
@@ -111,6 +115,9 @@ impl Hnsw {
                     mem::extend(&mut out, &n.to_le_bytes())?;
                 }
             }
+            for word in self.codes.get(slot).unwrap_or(&[]) {
+                mem::extend(&mut out, &word.to_le_bytes())?;
+            }
         }
         Ok(out)
     }
@@ -119,13 +126,12 @@ impl Hnsw {
     pub(in crate::index) fn load(
         &mut self,
         view: &View<'_>,
-        kernels: &dyn Distance,
         version: u32,
         bytes: &[u8],
         bad: &Bits,
     ) -> Result<bool, NoMemory> {
         let mut fresh = Hnsw::new(self.m as u32, self.ef as u32, self.seed);
-        let good = version == VERSION && fresh.read(view, kernels, bytes, bad)?.is_some() && fresh.sound()?;
+        let good = version == VERSION && fresh.read(view, bytes, bad)?.is_some() && fresh.sound()?;
         // A graph of which most is gone is cheaper to build than to mend.
         let worth = fresh.count(STALE) <= fresh.count(LIVE);
         if !good || !worth {
@@ -140,13 +146,7 @@ impl Hnsw {
     }
 
     /// Reads head and nodes; `None` if they make no sense in themselves.
-    fn read(
-        &mut self,
-        view: &View<'_>,
-        kernels: &dyn Distance,
-        bytes: &[u8],
-        bad: &Bits,
-    ) -> Result<Option<()>, NoMemory> {
+    fn read(&mut self, view: &View<'_>, bytes: &[u8], bad: &Bits) -> Result<Option<()>, NoMemory> {
         let Some(head) = GraphHead::parse(bytes) else { return Ok(None) };
         let want = GraphHead { top: head.top, nodes: head.nodes, entry: head.entry, ..self.head(view) };
         let slots = view.store.len();
@@ -157,7 +157,7 @@ impl Hnsw {
         let mut r = Reader { bytes, at: GraphHead::SIZE };
         let mut least = 0u32;
         for _ in 0..head.nodes {
-            match self.read_node(view, kernels, &mut r, least, bad)? {
+            match self.read_node(view, &mut r, least, bad)? {
                 Some(slot) => least = slot.saturating_add(1),
                 None => return Ok(None),
             }
@@ -180,17 +180,16 @@ impl Hnsw {
     fn read_node(
         &mut self,
         view: &View<'_>,
-        kernels: &dyn Distance,
         r: &mut Reader<'_>,
         least: u32,
         bad: &Bits,
     ) -> Result<Option<u32>, NoMemory> {
-        let Some(GraphNode { slot, level, seq }) = r.bytes.get(r.at..).and_then(GraphNode::parse) else {
+        let Some(GraphNode { slot, level, flags, seq }) = r.bytes.get(r.at..).and_then(GraphNode::parse) else {
             return Ok(None);
         };
         r.at = r.at.saturating_add(GraphNode::SIZE);
         let (Some(head), Ok(level)) = (view.store.head(slot as usize), u8::try_from(level)) else { return Ok(None) };
-        if slot < least || level > LEVEL_MAX || seq == 0 {
+        if slot < least || level > LEVEL_MAX || seq == 0 || flags > u16::from(self.codes.exist()) {
             return Ok(None);
         }
         // Each layer takes at least its count: a level without the bytes for it ends here, before memory is taken.
@@ -211,9 +210,7 @@ impl Hnsw {
         if let Some(l) = self.levels.get_mut(slot as usize) {
             *l = level;
         }
-        if let Some(vector) = view.query(slot).filter(|_| state != STALE) {
-            self.codes.set(kernels, slot, &vector);
-        }
+        self.codes.set_coarse(slot, flags != 0);
         self.set_state(slot, state);
         for layer in 0..=level {
             let Some(count) = r.take::<u32>() else { return Ok(None) };
@@ -226,6 +223,10 @@ impl Hnsw {
                     return Ok(None);
                 }
             }
+        }
+        for word in self.codes.get_mut(slot).unwrap_or(&mut []) {
+            let Some(w) = r.take::<u32>() else { return Ok(None) };
+            *word = w;
         }
         Ok(Some(slot))
     }

@@ -453,7 +453,7 @@ impl Hnsw {
             if key > bar {
                 break;
             }
-            if give_up.get() {
+            if give_up.get() || view.absent.is_full() {
                 return Ok(false);
             }
             *hops = hops.wrapping_add(1);
@@ -558,6 +558,13 @@ impl Hnsw {
         walk.exact.clear();
         let mut pairs = Pairs::default();
         let mut rest = walk.found.sorted();
+        // Those that are measured in any case are brought in together.
+        for x in rest.iter().take(most) {
+            let _ = view.row(unpack(*x).1);
+        }
+        if view.absent.any() {
+            return Ok(true);
+        }
         while let Some(ahead) = rest.first().map(|x| unpack(*x).0) {
             let done = walk.exact.len();
             let mut n = BATCH;
@@ -575,6 +582,9 @@ impl Hnsw {
             let (some, others) = rest.split_at_checked(n.min(rest.len())).unwrap_or((rest, &[]));
             rest = others;
             self.remeasure(view, probe, meter, some, &mut pairs, &mut walk.exact)?;
+            if view.absent.any() {
+                return Ok(true);
+            }
             if done == 0 && coded && !self.tells_apart(meter, &pairs) {
                 return Ok(false);
             }

@@ -240,6 +240,7 @@ impl Hnsw {
             s.select.coded = false;
             self.measure(view, meter, &mut s.select, slot, around.iter().copied())?;
             self.choose(view, meter, &mut s.select, self.capacity(layer), slot, slot)?;
+            view.absent.none()?;
             self.set_links(slot, layer, &s.select.kept);
             if layer == 0 && s.select.kept.is_empty() {
                 self.connect(view, meter, s, slot, |_, _| true)?;

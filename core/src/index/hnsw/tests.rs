@@ -4,7 +4,7 @@
 use super::*;
 use crate::dist::{self, Metric};
 use crate::format::{Slot, SLOT_LIVE};
-use crate::index::{Bits, VectorStore};
+use crate::index::{Absent, Bits, VectorStore};
 use std::collections::BTreeSet;
 use std::vec::Vec;
 
@@ -119,7 +119,7 @@ fn the_graph_keeps_its_shape() {
                     seq += 1;
                     *store.head_mut(slot as usize).unwrap() =
                         Slot { id: seq, seq, flags: SLOT_LIVE, ..Slot::default() };
-                    let view = View { store: &store, metric: Metric::L2 };
+                    let view = View { store: &store, metric: Metric::L2, absent: &Absent::new(0) };
                     match h.insert(&view, &mut meter, &mut s, slot).unwrap() {
                         Inserted::Yes => {
                             assert!(h.finds(slot));
@@ -133,7 +133,7 @@ fn the_graph_keeps_its_shape() {
                     }
                 }
                 _ => {
-                    let view = View { store: &store, metric: Metric::L2 };
+                    let view = View { store: &store, metric: Metric::L2, absent: &Absent::new(0) };
                     if h.needs_maintenance() {
                         let whole = h.sweep.is_none();
                         h.maintain(&view, &mut meter, &mut s, 1, &mut |slot| free.push(slot)).unwrap();
@@ -146,14 +146,11 @@ fn the_graph_keeps_its_shape() {
             }
             if round % 20 == 0 {
                 check(&h);
-                let view = View { store: &store, metric: Metric::L2 };
+                let view = View { store: &store, metric: Metric::L2, absent: &Absent::new(0) };
                 // What is written can always be read again.
                 let bytes = h.bytes(&view).unwrap();
                 let mut again = Hnsw::new(4, 24, seed);
-                assert!(
-                    again.load(&view, &dist::SCALAR, encode::VERSION, &bytes, &Bits::new()).unwrap()
-                        || h.count(LIVE) < 8
-                );
+                assert!(again.load(&view, encode::VERSION, &bytes, &Bits::new()).unwrap() || h.count(LIVE) < 8);
                 check(&again);
                 if h.count(STALE) + h.count(DOOMED_STALE) == 0 && !h.cut_off() {
                     assert!(again.bytes(&view).unwrap() == bytes);
@@ -161,7 +158,7 @@ fn the_graph_keeps_its_shape() {
             }
         }
         assert!(sweeps > 2);
-        let view = View { store: &store, metric: Metric::L2 };
+        let view = View { store: &store, metric: Metric::L2, absent: &Absent::new(0) };
         for slot in live.clone() {
             if live.len() > 200 {
                 live.remove(&slot);
@@ -184,7 +181,7 @@ fn the_graph_keeps_its_shape() {
             h.remove(*slot);
             store.head_mut(*slot as usize).unwrap().flags = 0;
         }
-        let view = View { store: &store, metric: Metric::L2 };
+        let view = View { store: &store, metric: Metric::L2, absent: &Absent::new(0) };
         for pause in 0..2 {
             h.maintain(&view, &mut meter, &mut s, 1, &mut |_| {}).unwrap();
             while h.sweep.is_some() {
@@ -196,7 +193,7 @@ fn the_graph_keeps_its_shape() {
             let head = store.head_mut(*slot as usize).unwrap();
             (head.flags, head.seq) = (SLOT_LIVE, head.seq + 100_000);
         }
-        let view = View { store: &store, metric: Metric::L2 };
+        let view = View { store: &store, metric: Metric::L2, absent: &Absent::new(0) };
         for slot in &live {
             assert_eq!(h.insert(&view, &mut meter, &mut s, *slot), Ok(Inserted::Yes));
         }
@@ -217,13 +214,14 @@ fn fields_of_a_stored_graph() {
         }
         let seq = u64::from(slot) + 1;
         *store.head_mut(slot as usize).unwrap() = Slot { id: seq, seq, flags: SLOT_LIVE, ..Slot::default() };
-        h.insert(&View { store: &store, metric: Metric::L2 }, &mut meter, &mut s, slot).unwrap();
+        h.insert(&View { store: &store, metric: Metric::L2, absent: &Absent::new(0) }, &mut meter, &mut s, slot)
+            .unwrap();
     }
-    let view = View { store: &store, metric: Metric::L2 };
+    let view = View { store: &store, metric: Metric::L2, absent: &Absent::new(0) };
     let good = h.bytes(&view).unwrap();
     let load = |bytes: &[u8]| {
         let mut again = Hnsw::new(4, 16, 9);
-        let fine = again.load(&view, &dist::SCALAR, encode::VERSION, bytes, &Bits::new()).unwrap();
+        let fine = again.load(&view, encode::VERSION, bytes, &Bits::new()).unwrap();
         check(&again);
         assert!(fine || again.states.is_empty());
         fine.then_some(again)

@@ -195,8 +195,13 @@ impl Ivf {
         for some in members.chunks(BATCH) {
             batch.clear();
             for slot in some {
-                let (words, inv_norm) = view.row(*slot).ok_or(Error::NoMemory)?;
-                batch.push(words, inv_norm);
+                if let Some((words, inv_norm)) = view.row(*slot) {
+                    batch.push(words, inv_norm);
+                }
+            }
+            if view.absent.any() || batch.len() != some.len() {
+                // What could be measured is worth nothing; the others are looked for all the same, to be brought in.
+                continue;
             }
             meter.many(probe.query, &batch, &mut keys);
             for (slot, key) in some.iter().zip(keys) {
@@ -332,7 +337,7 @@ impl Index for Ivf {
             if probed >= want.max(filtered) && s.found.len() >= probe.k {
                 return Ok(true);
             }
-            if measured > probe.limit || filtered.saturating_mul(2) > lists {
+            if view.absent.is_full() || measured > probe.limit || filtered.saturating_mul(2) > lists {
                 return Ok(false);
             }
             let list = !list;

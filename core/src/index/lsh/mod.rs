@@ -226,6 +226,7 @@ impl Lsh {
             self.centre(view, kernels, &mut planes, s)?;
         }
         let unit = if view.metric == Metric::L2 { self.measure(view, kernels, &planes, s)? } else { 0 };
+        view.absent.none()?;
         self.renew(planes, Shape { tables, bits, unit })
     }
 

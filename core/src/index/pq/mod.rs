@@ -329,8 +329,13 @@ pub(super) fn rerank(view: &View<'_>, query: &Query<'_>, meter: &mut Meter<'_>, 
     for some in s.candidates.items().chunks(BATCH) {
         batch.clear();
         for (_, slot) in some {
-            let (words, inv_norm) = view.row(*slot).ok_or(Error::NoMemory)?;
-            batch.push(words, inv_norm);
+            if let Some((words, inv_norm)) = view.row(*slot) {
+                batch.push(words, inv_norm);
+            }
+        }
+        if view.absent.any() || batch.len() != some.len() {
+            // What could be measured is worth nothing; the others are looked for all the same, to be brought in.
+            continue;
         }
         meter.many(query, &batch, &mut keys);
         for ((_, slot), key) in some.iter().zip(keys) {
