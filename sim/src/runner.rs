@@ -299,6 +299,8 @@ pub fn report(s: &Summary) -> String {
         t.groups,
         t.aborts
     );
+    let (reads, dropped) = t.paging;
+    let _ = writeln!(out, "{reads} reads of vectors, {} KiB of vectors dropped for want of memory", dropped >> 10);
     if t.recall.1 > 0 {
         let recall = t.recall.0 as f64 / t.recall.1 as f64;
         let _ = writeln!(out, "approximate searches: recall {recall:.4} over {} possible results", t.recall.1);

@@ -159,7 +159,7 @@ impl Config {
             width: *r.pick(&[1, 2, 4, 8]),
             blocks: if big { r.range(4096, 6000) } else { r.range(4096, 16384) },
             copies: if r.chance(3, 4) { 2 } else { 1 },
-            cache_bytes: *r.pick(&[64 << 10, 128 << 10, 1 << 20, 16 << 20]),
+            cache_bytes: *r.pick(&[16 << 10, 64 << 10, 1 << 20, 16 << 20]),
             log_bytes: *r.pick(&[16 << 10, 64 << 10, 256 << 10, 1 << 20]),
             weights,
             faults,

@@ -25,6 +25,8 @@ pub struct Tally {
     pub groups: u64,
     /// Operations that the engine ran again because something was missing.
     pub reruns: u64,
+    /// Reads of vectors, and bytes of vectors dropped for want of memory.
+    pub paging: (u64, u64),
     /// Checkpoints written.
     pub checkpoints: u64,
     /// Found and possible results of approximate searches.
@@ -53,6 +55,8 @@ impl Tally {
         self.aborts += o.aborts;
         self.groups += o.groups;
         self.reruns += o.reruns;
+        self.paging.0 += o.paging.0;
+        self.paging.1 += o.paging.1;
         self.checkpoints += o.checkpoints;
         self.recall.0 += o.recall.0;
         self.recall.1 += o.recall.1;

@@ -253,6 +253,8 @@ impl World {
         if let Some(v) = &self.vol {
             let s = v.stats();
             self.tally.reruns += s.reruns;
+            self.tally.paging.0 += s.vector_reads;
+            self.tally.paging.1 += s.vector_bytes_dropped;
             self.tally.groups += s.replayed_groups;
             self.tally.checkpoints += s.checkpoints;
         }
