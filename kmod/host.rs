@@ -12,6 +12,7 @@ mod calls;
 use crate::bindings as c;
 use crate::bio::Bios;
 use crate::env;
+use crate::sb::Fs;
 use crate::sync::{NoFs, Opaque, RwSem};
 use crate::vfs::{EBUSY, EINTR};
 use alloc::vec::Vec;
@@ -36,8 +37,8 @@ pub(crate) struct HostOptions {
     pub(crate) log_bytes: u64,
     /// Changes are durable at the latest after so many seconds.
     pub(crate) commit_seconds: u32,
-    /// Discard free space from time to time.
-    pub(crate) discard: bool,
+    /// Discard free space every so many seconds, if there were changes; 0: never.
+    pub(crate) discard: u32,
 }
 
 /// More blocks than what one step of the volume can take.
@@ -69,8 +70,8 @@ pub(crate) struct Host {
     committing: AtomicBool,
     commit_at: AtomicU64,
     commit_seconds: AtomicU32,
-    /// Whether free space is discarded from time to time, and when next.
-    discard: AtomicBool,
+    /// After how many seconds with changes free space is discarded (0: never), and when next.
+    discard: AtomicU32,
     discard_at: AtomicU64,
     posted: AtomicUsize,
     /// Requests that the volume has given out and not got back; exact under the exclusive side of the lock.
@@ -87,6 +88,8 @@ pub(crate) struct Host {
     nodes: AtomicUsize,
     shrinker: AtomicPtr<c::shrinker>,
     aborted: AtomicBool,
+    /// The mount, once there is one: it is told when background work finds that nothing can be written.
+    mount: AtomicPtr<Fs>,
     /// The volume was opened without the right to write.
     read_only: AtomicBool,
     options: HostOptions,
@@ -144,7 +147,7 @@ impl Host {
             committing: AtomicBool::new(false),
             commit_at: AtomicU64::new(0),
             commit_seconds: AtomicU32::new(options.commit_seconds),
-            discard: AtomicBool::new(options.discard),
+            discard: AtomicU32::new(options.discard),
             discard_at: AtomicU64::new(0),
             posted: AtomicUsize::new(0),
             outstanding: AtomicUsize::new(0),
@@ -155,6 +158,7 @@ impl Host {
             nodes: AtomicUsize::new(0),
             shrinker: AtomicPtr::new(null_mut()),
             aborted: AtomicBool::new(false),
+            mount: AtomicPtr::new(null_mut()),
             read_only: AtomicBool::new(options.read_only),
             options: *options,
         })
@@ -281,6 +285,11 @@ impl Host {
         }
     }
 
+    /// Names the mount that this belongs to.
+    pub(crate) fn belongs_to(&self, fs: *mut Fs) {
+        self.mount.store(fs, Ordering::Release);
+    }
+
     pub(crate) fn bios(&self) -> &Bios {
         &self.bios
     }
@@ -316,14 +325,16 @@ impl Host {
     }
 
     /// Takes changed options over.
-    pub(crate) fn set(&self, cache_bytes: u64, seconds: u32, discard: bool) {
+    pub(crate) fn set(&self, cache_bytes: u64, seconds: u32, discard: u32) {
         self.step(|core| {
             if let Some(v) = core.volume.as_mut() {
                 v.set_cache_bytes(cache_bytes as usize);
             }
         });
         self.commit_seconds.store(seconds, Ordering::Relaxed);
-        self.discard.store(discard, Ordering::Relaxed);
+        if self.discard.swap(discard, Ordering::Relaxed) != discard {
+            self.discard_at.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Sets `blocks` aside for data that is only in the page cache. False: there is not so much.

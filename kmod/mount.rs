@@ -12,6 +12,8 @@ use vexfs_core::mem;
 
 /// The kernel's "not one of mine".
 const ENOPARAM: c_int = -519;
+/// What `discard` means without a number.
+pub(crate) const DISCARD_SECONDS: u32 = 300;
 const NAME: &CStr = c"vexfs";
 
 #[allow(improper_ctypes)]
@@ -44,13 +46,13 @@ pub(crate) struct MountOptions {
     pub(crate) commit: u32,
     /// What to do when a write or flush has failed.
     pub(crate) errors: OnError,
-    /// Discard free blocks from time to time.
-    pub(crate) discard: bool,
+    /// Discard free blocks every so many seconds, if there were changes; 0: never.
+    pub(crate) discard: u32,
 }
 
 impl MountOptions {
     fn new() -> MountOptions {
-        MountOptions { cache: 256 << 20, commit: 5, errors: OnError::ReadOnly, discard: false }
+        MountOptions { cache: 256 << 20, commit: 5, errors: OnError::ReadOnly, discard: 0 }
     }
 
     pub(crate) fn host(&self, read_only: bool) -> HostOptions {
@@ -71,9 +73,10 @@ impl MountOptions {
             (b"errors", Some(b"continue")) => self.errors = OnError::Continue,
             (b"errors", Some(b"remount-ro")) => self.errors = OnError::ReadOnly,
             (b"errors", Some(b"panic")) => self.errors = OnError::Panic,
-            (b"discard", None) => self.discard = true,
-            (b"nodiscard", None) => self.discard = false,
-            (b"cache" | b"commit" | b"errors" | b"discard" | b"nodiscard", _) => return Err(EINVAL),
+            (b"discard", None) => self.discard = DISCARD_SECONDS,
+            (b"discard", Some(v)) => self.discard = u32::try_from(size(v)?).map_err(|_| EINVAL)?.clamp(1, 1 << 20),
+            (b"nodiscard", None) => self.discard = 0,
+            (b"cache" | b"commit" | b"errors" | b"nodiscard", _) => return Err(EINVAL),
             _ => return Ok(false),
         }
         Ok(true)

@@ -235,7 +235,9 @@ pub(crate) unsafe fn fill(s: *mut c::super_block, options: MountOptions) -> KRes
             pr_err!("{}: cannot be mounted: {}\n", id(s), why(*e));
         })?;
         let fs = Fs::new(host, s, options)?;
-        (*s).s_fs_info = mem::Box::into_raw(fs).as_ptr().cast();
+        let fs = mem::Box::into_raw(fs).as_ptr();
+        (*s).s_fs_info = fs.cast();
+        (*fs).host.belongs_to(fs);
         let r = finish(s);
         if r.is_err() && (*s).s_root.is_null() {
             // put_super will not be called.
@@ -362,8 +364,10 @@ unsafe extern "C" fn show_options(m: *mut c::seq_file, d: *mut c::dentry) -> c_i
             OnError::Panic => c",errors=panic",
         };
         c::vexfs_seq_puts(m, errors.as_ptr().cast());
-        if o.discard {
-            c::vexfs_seq_puts(m, c",discard".as_ptr().cast());
+        match o.discard {
+            0 => {}
+            mount::DISCARD_SECONDS => c::vexfs_seq_puts(m, c",discard".as_ptr().cast()),
+            n => c::vexfs_seq_number(m, c"discard".as_ptr().cast(), u64::from(n)),
         }
     }
     0

@@ -7,11 +7,11 @@ use crate::bindings as c;
 use crate::env;
 use core::sync::atomic::Ordering;
 use vexfs_core::op::{Op, Time};
+use vexfs_core::Error;
 
 /// The background worker looks for work at most this often while it finds none, in milliseconds.
 pub(super) const IDLE_PAUSE: u32 = 10;
-/// With the mount option `discard`, after changes, free runs of at least so many bytes are discarded this often.
-const DISCARD_SECONDS: u64 = 300;
+/// With the mount option `discard` free runs of at least so many bytes are discarded.
 const DISCARD_MIN: u64 = 1 << 20;
 /// It works for so long in one go.
 const WORK_TIME: u32 = 20;
@@ -65,6 +65,7 @@ impl Host {
                 r
             });
             env::resched();
+            self.tell();
             if !more {
                 let wait = self.commit(timeout);
                 if let Some(ms) = wait {
@@ -77,6 +78,15 @@ impl Host {
                 self.wake_tick(0);
                 return;
             }
+        }
+    }
+
+    /// Has the mount do what `errors=` says when a write failed for which nobody waits.
+    fn tell(&self) {
+        let fs = self.mount.load(Ordering::Acquire);
+        if self.is_aborted() && !fs.is_null() {
+            // SAFETY: the mount stops this work before it goes.
+            unsafe { (*fs).failed(Error::Aborted) };
         }
     }
 
@@ -109,11 +119,12 @@ impl Host {
                 self.commit_at.store(0, Ordering::Relaxed);
                 self.post(Op::Sync, 0, Done::Commit(changes));
                 let due = self.discard_at.load(Ordering::Relaxed);
-                if self.discard.load(Ordering::Relaxed) && t >= due {
+                let every = u64::from(self.discard.load(Ordering::Relaxed));
+                if every != 0 && t >= due {
                     if due != 0 {
                         self.post(Op::Discard { offset: 0, len: u64::MAX, min: DISCARD_MIN }, 0, Done::Nothing);
                     }
-                    self.discard_at.store(t.saturating_add(DISCARD_SECONDS), Ordering::Relaxed);
+                    self.discard_at.store(t.saturating_add(every), Ordering::Relaxed);
                 }
             }
             let soon = 1000;
@@ -141,7 +152,10 @@ pub(super) unsafe extern "C" fn drop_nodes(s: *mut c::shrinker, sc: *mut c::shri
         match host.core.try_write() {
             Some(mut core) => {
                 let want = (*sc).nr_to_scan as usize;
-                core.volume.as_mut().map_or(0, |v| v.shrink(want)) as kernel::ffi::c_ulong
+                let Some(v) = core.volume.as_mut() else { return 0 };
+                let gone = v.shrink(want);
+                host.nodes.store(v.stats().cached_nodes as usize, Ordering::Relaxed);
+                gone as kernel::ffi::c_ulong
             }
             None => c::vexfs_shrink_stop(),
         }
