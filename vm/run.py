@@ -153,7 +153,7 @@ class Run:
             "limits": {t.name: self.limit(t) for t in tests}, "port": "/dev/ttyS0" if ubd else "/dev/vport*p1", "home": os.path.expanduser("~"),
             "path": f"{self.bin}:{kernels.CACHE}/tools/bin:{os.path.expanduser('~/.cargo/bin')}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "guest": {
-                "kind": self.kind, "accel": self.accel, "driver": opt.driver, "module": str(self.module), "quick": opt.quick, "work": "/tmp/vexfs", "data": embeddings(),
+                "kind": self.kind, "accel": self.accel, "driver": opt.driver, "module": str(self.module), "quick": opt.quick, "work": "/tmp/vexfs", "folder": str(self.folder), "data": embeddings(),
                 "main": "/dev/ubdb" if ubd else "/dev/vdb", "spare": "/dev/ubda" if ubd else "/dev/vda", "part": "/dev/ubdc3" if ubd else "/dev/sda3"},
         }
         (self.folder / "config.json").write_text(json.dumps(config))
@@ -176,7 +176,17 @@ class Run:
 
     def group(self, tests, spec):
         """Runs tests in one guest; in another one those that a hang or an oops kept from running."""
-        left = list(tests)
+        left = []
+        for t in tests:
+            begun = time.time()
+            try:
+                if t.before:
+                    t.before(self)
+                left.append(t)
+            except vmtest.Skip as e:
+                self.result(t, "skipped", time.time() - begun, str(e))
+            except Exception as e:
+                self.result(t, "failed", time.time() - begun, f"before the guest: {type(e).__name__}: {e}")
         while left:
             before = len(left)
             self.guest(left, spec)
@@ -216,7 +226,10 @@ class Run:
                     if TROUBLE.search(data):
                         trouble.append(data.strip())
                 elif what == "ended":
-                    if current:
+                    if current and current.panics and trouble and all(current.panics in t for t in trouble):
+                        waiting.append((current, time.time() - begun, trouble[0]))
+                        left.remove(current)
+                    elif current:
                         time.sleep(0.2)
                         finish("failed", "the guest ended in the middle of it")
                     return

@@ -18,9 +18,11 @@ class Test:
         self.about = function.__doc__.split("\n")[0].rstrip(".") if function.__doc__ else ""
         # seconds it may take under TCG; quick: part of --quick; kinds: kernels that it makes sense on;
         # machine: what the guest has to be like; disk: needs one; warns: messages at level warning are part of what it provokes
-        # after: runs on the host when the guest has gone, with (run, test); its text is the result's
+        # before: runs on the host, with (run), before the guest is started
+        # after: runs on the host when the guest has gone, with (run); its text is the result's
+        # panics: what the kernel says when it stops, which it has to; the rest of such a test is its `after`
         # measure: not a test but a measurement, for --measure only
-        self.after, self.measure = None, False
+        self.before, self.after, self.panics, self.measure = None, None, None, False
         self.limit, self.quick, self.kinds, self.machine, self.warns, self.disk = 600, False, ("x86", "debug", "uml"), {}, False, True
         for key, value in about.items():
             assert hasattr(self, key), key
@@ -60,6 +62,7 @@ class Guest:
     quick = False  # the small amounts of everything
     data = None  # folder with packages-384.*, the 20,000 embeddings, if there is one
     work = pathlib.Path("/tmp")  # scratch on tmpfs
+    folder = None  # this run's on the host, read-only
     say = staticmethod(print)  # a line for the person who watches
     mark = None  # tells the host that something is durable now; returns when the host has noted it
     give = None  # gives the host something for what the test does when the guest has gone

@@ -187,3 +187,18 @@ def packaged(run):
 
 
 TESTS[-1].after = packaged
+
+
+@test(limit=120, quick=True, disk=False, kinds=("x86", "uml"))
+def test_without_root():
+    """A user without any rights runs tests with the kernel and the module that are there (on the host)"""
+
+
+def without_root(run):
+    if os.geteuid():
+        raise Skip("this run has no root rights itself, and shows it")
+    import unprivileged
+    return unprivileged.check(run.kind, run.module, run.bin)
+
+
+TESTS[-1].after = without_root

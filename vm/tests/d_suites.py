@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The suites of others, and the project's end-to-end tests, on the mount."""
-import hashlib, threading
+import hashlib, json, threading
 from vmtest import *
 
 
@@ -79,44 +79,100 @@ def tree_of(path):
     return out
 
 
-@test(limit=2400, quick=True)
+# What stands on the machines that these tests run on: sources of the kernel's compiler, in thousands of small files.
+OTHERS = ("core", "alloc", "std", "compiler-builtins", "stdarch", "backtrace")
+
+
+def sources():
+    """(folder, its parts) of a source tree to unpack: the library of the kernel's compiler, or this project."""
+    library = next(iter(sorted(pathlib.Path("/usr/src").glob("rustc-*/library"))), None)
+    if library and not G.quick:
+        return library, [p for p in OTHERS if (library / p).is_dir()]
+    return TOP, ["core", "cli", "client", "embedded", "fuse", "sim", "blockdev-replay"]
+
+
+def built(v, where):
+    """The client library of this project is compiled and tested in a copy of the sources on the volume; its tests link, map and run
+    what the compiler wrote there."""
+    env = {**os.environ, "CARGO_TARGET_DIR": str(v / "target"), "CARGO_NET_OFFLINE": "true", "CARGO_INCREMENTAL": "1", "RUST_BACKTRACE": "0"}
+    manifest = where / "Cargo.toml"
+    members = ("core", "core/fp", "client")
+    text = (TOP / "Cargo.toml").read_text()
+    text = re.sub(r"members = \[.*?\]", f"members = {json.dumps(members)}", text, flags=re.S)
+    text = re.sub(r"^exclude = .*$", "", text, flags=re.M)
+    manifest.write_text(text)
+    begin = time.time()
+    p = run("cargo", "test", "--offline", "-q", "-j", os.cpu_count(), "--manifest-path", manifest, "-p", "vexfs-client", ok=None, timeout=2000, env=env)
+    assert p.returncode == 0, (p.out + p.err)[-2000:]
+    passed = sum(map(int, re.findall(r"(\d+) passed", p.out)))
+    assert passed, p.out[-500:]
+    made = sum(len(f) for _, _, f in os.walk(v / "target"))
+    return f"client compiled to {made} files, {passed} of its tests passed ({time.time() - begin:.0f} s)"
+
+
+@test(limit=3600, quick=True)
 def test_source_tree():
-    """A source tree is unpacked, compiled and deleted; hashes compared before, after a remount, and with the origin"""
+    """A source tree is unpacked, put under version control, cloned, compiled and deleted; hashes compared with the origin each time"""
     mkfs()
     with mounted() as v:
         v.again()
         free = os.statvfs(v.dir).f_bfree
-        # The sources of this project: what the module and the library are made of.
+        top, parts = sources()
         archive = G.work / "tree.tar"
-        parts = ["core"] if G.quick else ["core", "cli", "client", "embedded", "fuse", "sim", "fuzz/fuzz_targets", "bench/src"]
-        run("tar", "-C", TOP, "--exclude=target", "-cf", archive, *[p for p in parts if (TOP / p).exists()])
-        copies = 1 if G.quick else 5
+        run("tar", "-C", top, "--exclude=target", "--exclude=.git", "-cf", archive, *parts)
+        (v / "t").mkdir()
+        run("tar", "-C", v / "t", "-xf", archive)
+        archive.unlink()
         origin = {}
-        for n in range(copies):
-            (v / f"t{n}").mkdir()
-            run("tar", "-C", v / f"t{n}", "-xf", archive)
         for p in parts:
-            origin.update({f"{p}/{k}": h for k, h in tree_of(TOP / p).items() if not k.startswith("target/")})
+            origin.update({f"{p}/{k}": h for k, h in tree_of(top / p).items() if not k.startswith("target/")})
+
+        def same(where, what):
+            got = tree_of(where)
+            assert got == origin, f"{what}: {len(set(got) ^ set(origin))} names and {sum(got[k] != origin[k] for k in got if k in origin)} contents differ"
+
         v.again()
-        for n in range(copies):
-            got = tree_of(v / f"t{n}")
-            assert got == origin, f"{len(set(got) ^ set(origin))} names and {sum(got[k] != origin[k] for k in got if k in origin)} contents differ"
-        # C programs, compiled and run from the volume, which maps them.
-        (v / "b").mkdir()
-        programs = 3 if G.quick else 20
-        for n in range(programs):
-            (v / f"b/p{n}.c").write_text(f'#include <stdio.h>\nint main(void) {{ printf("%d\\n", {n} * 7); return 0; }}\n')
-            run("cc", "-O1", "-o", v / f"b/p{n}", v / f"b/p{n}.c", timeout=300)
-            assert run(v / f"b/p{n}").out == f"{n * 7}\n"
+        same(v / "t", "unpacked, after a remount")
+        # Version control keeps a hash of each file, packs them through mappings, and checks all of it.
+        git = lambda *a: run("git", "-C", v / "t", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "core.fsync=all", "-c", "gc.auto=0", *a, timeout=1200)
+        git("init", "-q")
+        git("add", "-A", "-f")
+        git("commit", "-q", "-m", "all")
+        git("repack", "-q", "-a", "-d")
+        drop_caches()
+        git("fsck", "--full", "--strict")
+        run("git", "clone", "-q", "--no-hardlinks", v / "t", v / "clone", timeout=1200)
+        assert git("status", "--porcelain").out == ""
+        run("rm", "-rf", v / "t/.git", v / "clone/.git")
+        same(v / "clone", "cloned")
+        run("cp", "-a", v / "clone", v / "copy")
+        drop_caches()
+        same(v / "copy", "copied")
+        run("rm", "-rf", v / "clone")
+        same(v / "t", "at the end")
+        note = ""
+        if G.quick:
+            # C programs, compiled and run from the volume, which maps them.
+            (v / "b").mkdir()
+            for n in range(3):
+                (v / f"b/p{n}.c").write_text(f'#include <stdio.h>\nint main(void) {{ printf("%d\\n", {n} * 7); return 0; }}\n')
+                run("cc", "-O1", "-o", v / f"b/p{n}", v / f"b/p{n}.c", timeout=300)
+                assert run(v / f"b/p{n}").out == f"{n * 7}\n"
+            note = "3 programs compiled and run"
+        else:
+            (v / "project").mkdir()
+            run("tar", "-C", TOP, "--exclude=target", "-cf", archive, "core", "client")
+            run("tar", "-C", v / "project", "-xf", archive)
+            note = built(v, v / "project")
         for name in os.listdir(v.dir):
-            run("rm", "-r", v / name)
+            run("rm", "-r", v / name, timeout=1200)
         assert os.listdir(v.dir) == []
         v.again()
         # What is left over is the log, which may have become larger.
         gone = (free - os.statvfs(v.dir).f_bfree) * 4096
         assert gone < 80 << 20, f"{gone} bytes are not free again"
     fsck()
-    return f"{copies} × {len(origin)} files, {programs} programs"
+    return f"{len(origin)} files unpacked, committed, cloned, copied, deleted; {note}"
 
 
 @test(limit=1500)

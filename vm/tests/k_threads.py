@@ -384,3 +384,51 @@ def test_parallel():
         m.remove()
     return (f"reads of {delay} ms, 8 at once: {slow * 1000:.0f} ms each; meanwhile " + ", ".join(f"{n} {mean * 1000:.1f} ms (worst {worst * 1000:.0f})" for n, worst, mean in results)
             + f"; searches of 4 threads: {counts}, beside {counts_of_changes[0]} changes")
+
+
+@test(quick=True, limit=300)
+def test_parallel_searches():
+    """Searches of several processes run at the same time: with more processors there are more of them in a second"""
+    kernel_only()
+    rows, dim, seconds = 4000, 64, 1.5 if G.quick else 5.0
+    mkfs()
+    rng = random.Random(5)
+    vex.write_npy(G.work / "s.npy", rows, dim, [rng.gauss(0, 1) for _ in range(rows * dim)])
+    queries = [struct.pack(f"<{dim}f", *(rng.gauss(0, 1) for _ in range(dim))) for _ in range(8)]
+    with mounted() as v:
+        vex.vexfs("collection", "create", v / "c", "--dim", dim, "--metric", "l2", "--index", "flat")
+        vex.vexfs("insert", v / "c", "--npy", G.work / "s.npy", "--sync", "end")
+
+        def rate(workers):
+            """Searches a second of so many processes, each with a session of its own."""
+            counts, pids = mmap.mmap(-1, 4096), []
+            begin = time.time()
+            for k in range(workers):
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        c, n = Searcher(v / "c"), 0
+                        want = [c.search(q) for q in queries]
+                        while time.time() < begin + seconds:
+                            assert c.search(queries[n % 8]) == want[n % 8]
+                            n += 1
+                        counts[8 * k:8 * k + 8] = struct.pack("<Q", n)
+                        os._exit(0)
+                    finally:
+                        os._exit(1)
+                pids.append(pid)
+            codes = [os.waitpid(p, 0)[1] for p in pids]
+            assert not any(codes), codes
+            return sum(struct.unpack_from(f"<{workers}Q", counts)) / (time.time() - begin)
+
+        cpus = min(os.cpu_count(), 4)
+        rate(1)
+        # In turns, because the host has other things to do.
+        pairs = [(rate(1), rate(cpus)) for _ in range(3)]
+        best = max(many / one for one, many in pairs)
+    fsck()
+    one, many = max(p[0] for p in pairs), max(p[1] for p in pairs)
+    text = f"{one:.0f} searches/s of one process, {many:.0f} of {cpus} on {cpus} CPUs, {best:.2f} times as many in the best of three"
+    # Side by side two do nearly twice as much; one after the other, no more than one.
+    assert cpus == 1 or best > 1.3, text
+    return text
