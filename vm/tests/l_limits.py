@@ -209,33 +209,31 @@ def test_errors_of_nobody():
     notes = []
     for policy in ("remount-ro", "continue"):
         m = Mapped(linear(G.spare))
-        try:
-            mkfs(m.path, "-s", "64M")
-            v = Volume(m.path, "/mnt/v", G.driver, f"errors={policy},commit=1").mount()
-            (v / "durable").touch()
-            os.sync()
-            m.change(flakey(G.spare, "error_writes"))
-            (v / "lost").mkdir()
-            # The only mount that there is; device mapper's names are other ones than the kernel's.
-            state, = pathlib.Path("/sys/fs/vexfs").glob("*/state")
-            end = time.time() + 15
-            while state.read_text() != "aborted\n" and time.time() < end:
-                time.sleep(0.1)
-            assert state.read_text() == "aborted\n", "no commit failed on a disk that refuses writes"
-            time.sleep(1)
-            # Only looked at: nothing is called that would be refused.
-            shown = next(l.split()[3] for l in open("/proc/mounts") if l.split()[1] == str(v.dir)).split(",")
-            assert ("ro" in shown) == (policy == "remount-ro"), f"errors={policy}, and the mount is {shown}"
-            fails(errno.EROFS if policy == "remount-ro" else errno.EIO, (v / "more").mkdir)
-            m.change(linear(G.spare))
-            v.umount()
-            v.mount()
-            assert os.listdir(v.dir) == ["durable"], os.listdir(v.dir)
-            v.umount()
-            fsck(m.path)
-            notes.append(f"errors={policy}: {shown[0]}")
-        finally:
-            m.remove()
+        mkfs(m.path, "-s", "64M")
+        v = Volume(m.path, "/mnt/v", G.driver, f"errors={policy},commit=1").mount()
+        (v / "durable").touch()
+        os.sync()
+        m.change(flakey(G.spare, "error_writes"))
+        (v / "lost").mkdir()
+        # The only mount that there is; device mapper's names are other ones than the kernel's.
+        state, = pathlib.Path("/sys/fs/vexfs").glob("*/state")
+        end = time.time() + 15
+        while state.read_text() != "aborted\n" and time.time() < end:
+            time.sleep(0.1)
+        assert state.read_text() == "aborted\n", "no commit failed on a disk that refuses writes"
+        time.sleep(1)
+        # Only looked at: nothing is called that would be refused.
+        shown = next(l.split()[3] for l in open("/proc/mounts") if l.split()[1] == str(v.dir)).split(",")
+        assert ("ro" in shown) == (policy == "remount-ro"), f"errors={policy}, and the mount is {shown}"
+        fails(errno.EROFS if policy == "remount-ro" else errno.EIO, (v / "more").mkdir)
+        m.change(linear(G.spare))
+        v.umount()
+        v.mount()
+        assert os.listdir(v.dir) == ["durable"], os.listdir(v.dir)
+        v.umount()
+        fsck(m.path)
+        notes.append(f"errors={policy}: {shown[0]}")
+        m.remove()
     return "; ".join(notes)
 
 
