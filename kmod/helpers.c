@@ -22,6 +22,7 @@ MODULE_VERSION("0.1.0");
 /* Memory that a system call takes before it comes to the volume counts for the control group of the caller, who gets an error when
    that is at its limit, and not the out-of-memory killer. What is taken under the volume's lock (NOFS) is the cache of all. */
 static gfp_t owner(void) { return current->flags & PF_MEMALLOC_NOFS ? 0 : __GFP_ACCOUNT | __GFP_RETRY_MAYFAIL; }
+u64 vexfs_total_memory(void) { return (u64)totalram_pages() << PAGE_SHIFT; }
 void *vexfs_alloc(size_t size, bool zero) { return kvmalloc(size, GFP_KERNEL | __GFP_NOWARN | owner() | (zero ? __GFP_ZERO : 0)); }
 void vexfs_free(const void *p) { kvfree(p); }
 void *vexfs_kmemdup(const void *p, size_t len) { return kmemdup(p, len, GFP_KERNEL | __GFP_NOWARN); }

@@ -21,6 +21,7 @@
 #include <linux/mm.h>
 
 /* Memory, processor, time. */
+u64 vexfs_total_memory(void);
 void *vexfs_alloc(size_t size, bool zero);
 void vexfs_free(const void *p);
 void *vexfs_kmemdup(const void *p, size_t len);

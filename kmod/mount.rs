@@ -40,7 +40,7 @@ pub(crate) enum OnError {
 /// Options of a mount.
 #[derive(Clone, Copy)]
 pub(crate) struct MountOptions {
-    /// Bytes of tree nodes that are kept in memory.
+    /// Bytes of tree nodes and vectors that are kept in memory.
     pub(crate) cache: u64,
     /// Seconds after which changes are durable at the latest.
     pub(crate) commit: u32,
@@ -52,7 +52,9 @@ pub(crate) struct MountOptions {
 
 impl MountOptions {
     fn new() -> MountOptions {
-        MountOptions { cache: 256 << 20, commit: 5, errors: OnError::ReadOnly, discard: 0 }
+        // SAFETY: reads a number that the kernel counts.
+        let memory = unsafe { c::vexfs_total_memory() };
+        MountOptions { cache: (memory / 4).max(16 << 20), commit: 5, errors: OnError::ReadOnly, discard: 0 }
     }
 
     pub(crate) fn host(&self, read_only: bool) -> HostOptions {

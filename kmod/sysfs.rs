@@ -53,7 +53,7 @@ macro_rules! attributes {
 attributes!(
     READS c"reads", WRITES c"writes", FLUSHES c"flushes", LOG_GROUPS c"log_groups", LOG_BYTES c"log_bytes",
     CHECKPOINTS c"checkpoints", TRANSACTIONS c"transactions", RERUNS c"reruns", HEALED c"healed",
-    CACHED c"cached_nodes", DIRTY c"dirty_nodes", FREE c"free_blocks", REPLAYED c"replayed_groups",
+    CACHED c"cached_nodes", VECTORS c"vector_bytes", VREADS c"vector_reads", DIRTY c"dirty_nodes", FREE c"free_blocks", REPLAYED c"replayed_groups",
     RESERVED c"reserved_blocks", INFLIGHT c"requests", MEMORY c"module_bytes", STATE c"state", KERNELS c"distance_kernels"
 );
 
@@ -123,6 +123,8 @@ unsafe extern "C" fn show(k: *mut c::kobject, a: *mut c::attribute, out: *mut c_
             b"reruns" => s.reruns,
             b"healed" => s.healed,
             b"cached_nodes" => s.cached_nodes,
+            b"vector_bytes" => s.vector_bytes,
+            b"vector_reads" => s.vector_reads,
             b"dirty_nodes" => s.dirty_nodes,
             b"free_blocks" => s.free_blocks,
             b"replayed_groups" => s.replayed_groups,

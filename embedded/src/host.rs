@@ -28,7 +28,7 @@ use vexfs_core::Error;
 pub struct HostOptions {
     /// Never write, not even to recover.
     pub read_only: bool,
-    /// Bytes that the cache of tree nodes may take.
+    /// Bytes that the caches of tree nodes and vectors may take: by default a quarter of the memory.
     pub cache_bytes: usize,
     /// Bytes of log after which a checkpoint is started.
     pub log_bytes: u64,
@@ -38,7 +38,17 @@ pub struct HostOptions {
 
 impl Default for HostOptions {
     fn default() -> HostOptions {
-        HostOptions { read_only: false, cache_bytes: 256 << 20, log_bytes: 64 << 20, helpers: 4 }
+        HostOptions { read_only: false, cache_bytes: quarter_of_memory(), log_bytes: 64 << 20, helpers: 4 }
+    }
+}
+
+/// A quarter of the machine's memory, or 256 MiB if it does not say.
+fn quarter_of_memory() -> usize {
+    // SAFETY: asks for two numbers.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    match (usize::try_from(pages), usize::try_from(size)) {
+        (Ok(pages), Ok(size)) if pages > 0 => pages.saturating_mul(size / 4).max(16 << 20),
+        _ => 256 << 20,
     }
 }
 

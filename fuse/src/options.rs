@@ -45,7 +45,7 @@ pub struct MountOptions {
     pub fsname: Option<String>,
     /// Threads that read requests from the kernel.
     pub threads: usize,
-    /// Bytes that the cache of tree nodes may take.
+    /// Bytes that the caches of tree nodes and vectors may take: by default a quarter of the memory.
     pub cache_bytes: usize,
     /// Bytes of log after which a checkpoint is started.
     pub log_bytes: u64,

@@ -134,7 +134,7 @@ impl Host {
     }
 }
 
-/// How many tree nodes memory could be got from.
+/// How many blocks' worth of tree nodes and vectors memory could be got from.
 pub(super) unsafe extern "C" fn count_nodes(s: *mut c::shrinker, _sc: *mut c::shrink_control) -> kernel::ffi::c_ulong {
     // SAFETY: a shrinker of a host in service.
     let host = unsafe { &*(*s).private_data.cast::<Host>() };
@@ -154,7 +154,7 @@ pub(super) unsafe extern "C" fn drop_nodes(s: *mut c::shrinker, sc: *mut c::shri
                 let want = (*sc).nr_to_scan as usize;
                 let Some(v) = core.volume.as_mut() else { return 0 };
                 let gone = v.shrink(want);
-                host.nodes.store(v.stats().cached_nodes as usize, Ordering::Relaxed);
+                host.nodes.store(v.cached(), Ordering::Relaxed);
                 gone as kernel::ffi::c_ulong
             }
             None => c::vexfs_shrink_stop(),

@@ -273,7 +273,7 @@ impl Host {
         }
         self.available.store(volume.space_left(), Ordering::SeqCst);
         self.stepping.store(false, Ordering::SeqCst);
-        self.nodes.store(volume.stats().cached_nodes as usize, Ordering::Relaxed);
+        self.nodes.store(volume.cached(), Ordering::Relaxed);
         if volume.state() == State::Aborted {
             self.aborted.store(true, Ordering::Release);
         }

@@ -507,6 +507,11 @@ impl Volume {
         before.saturating_sub(self.view.tree.cached())
     }
 
+    /// Blocks' worth of memory in the caches of tree nodes and vectors.
+    pub fn cached(&self) -> usize {
+        self.view.tree.cached().saturating_add(self.stats.vector_bytes as usize / crate::format::BLOCK)
+    }
+
     /// Ends all changing, as after a failed write: reads go on, changes and syncs fail until the volume is opened again.
     pub fn give_up(&mut self) {
         self.abort();
