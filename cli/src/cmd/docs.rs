@@ -68,7 +68,7 @@ name in the table of mounts
 threads that read requests, 1 to 256 (16)
 .TP
 \fBcache_mb=\fR\fIN\fR, \fBlog_mb=\fR\fIN\fR
-MiB for the cache of tree nodes, and of log before a checkpoint
+MiB for the caches of tree nodes and vectors (a quarter of the memory), and of log before a checkpoint (64)
 .SH EXIT STATUS
 0 mounted; 1 wrong usage; 32 the mount failed.
 .SH SEE ALSO

@@ -125,7 +125,7 @@ pub struct Collection {
     /// The schema, as of the newest transaction.
     pub schema: Schema,
     metric: Metric,
-    store: VectorStore,
+    store: mem::Box<VectorStore>,
     index: mem::Box<AnyIndex>,
     /// Record id → live slot.
     ids: Map<u64>,
@@ -177,7 +177,7 @@ impl Collection {
             ino,
             schema,
             metric,
-            store: VectorStore::new(schema.dim as usize),
+            store: mem::Box::try_new(VectorStore::new(schema.dim as usize))?,
             index: empty_index(&schema)?,
             ids: Map::new(),
             sets: mem::Box::try_new(Sets::default())?,

@@ -8,6 +8,7 @@ use super::space::{AllocStop, Zone, BITMAP_BYTES};
 use super::streams;
 use super::task::Task;
 use super::{State, Volume, CHECKPOINT};
+use crate::coll::Collection;
 use crate::error::{Error, Step, Stop};
 use crate::format::{kind, IndexRoot, Key, SpaceHead, Super, Wire, BLOCK, EXTENT_BLOCKS_MAX, STATE_CLEAN, SUPER_SLOTS};
 use crate::io::{IoError, IoKind};
@@ -227,6 +228,39 @@ impl Volume {
     /// Places the dirty blocks of all collections' streams. On failure nothing stays allocated.
     #[inline(never)]
     fn prepare_streams(&mut self) -> Step<(Changes, Vec<(u64, Buf)>)> {
+        let work = self.stream_work()?;
+        // Then room and bytes.
+        let mut placed = Vec::new();
+        let r = self.fill_pieces(&work, &mut placed);
+        if let Err(s) = r {
+            for x in &placed {
+                self.space.release(x.addr, x.crcs.len() as u32);
+            }
+            return Err(s);
+        }
+        // And the same once more with the new places.
+        let r = self.edit_streams(&work, &placed);
+        match r {
+            Ok(c) => {
+                let mut bufs = Vec::new();
+                for x in placed {
+                    // A list of as many entries as were just there.
+                    mem::push(&mut bufs, (x.addr, x.buf))?;
+                }
+                Ok((c, bufs))
+            }
+            Err(s) => {
+                for x in &placed {
+                    self.space.release(x.addr, x.crcs.len() as u32);
+                }
+                Err(s)
+            }
+        }
+    }
+
+    /// What of the streams is to be written anew. Stops if something that edits of them need is not in memory.
+    #[inline(never)] // keeps stack frames small
+    fn stream_work(&self) -> Step<Vec<Piece>> {
         let none = Map::new();
         let closing = self.checkpoint.as_ref().is_some_and(|c| c.clean);
         let roomy = self.space.free() > self.reserve().saturating_mul(2);
@@ -265,19 +299,7 @@ impl Volume {
                 if p.stream == kind::INDEX_EXTENT {
                     let Some(c) = self.view.collections.get(p.ino) else { continue };
                     let Some(bytes) = c.index_bytes()? else { continue };
-                    let (index, version) = c.index_kind();
-                    let root = IndexRoot {
-                        kind: index,
-                        version,
-                        len: bytes.len() as u64,
-                        change: c.schema.change,
-                        base: 0,
-                        crc: (self.view.env.crc32c)(0, &bytes),
-                        reserved: [0; 12],
-                    };
-                    let mut v = [0u8; IndexRoot::SIZE];
-                    root.emit(&mut v).ok_or(Error::NoMemory)?;
-                    t.put(Key::new(p.ino, kind::INDEX, 0), &v)?;
+                    self.put_index_root(&mut t, c, &bytes)?;
                     p.blocks = bytes.len().div_ceil(BLOCK) as u64;
                     p.bytes = bytes;
                     streams::punch(&mut t, p.ino, p.stream, 0, u64::MAX)?;
@@ -286,33 +308,25 @@ impl Volume {
                 }
             }
         }
-        // Then room and bytes.
-        let mut placed = Vec::new();
-        let r = self.fill_pieces(&work, &mut placed);
-        if let Err(s) = r {
-            for x in &placed {
-                self.space.release(x.addr, x.crcs.len() as u32);
-            }
-            return Err(s);
-        }
-        // And the same once more with the new places.
-        let r = self.edit_streams(&work, &placed);
-        match r {
-            Ok(c) => {
-                let mut bufs = Vec::new();
-                for x in placed {
-                    // A list of as many entries as were just there.
-                    mem::push(&mut bufs, (x.addr, x.buf))?;
-                }
-                Ok((c, bufs))
-            }
-            Err(s) => {
-                for x in &placed {
-                    self.space.release(x.addr, x.crcs.len() as u32);
-                }
-                Err(s)
-            }
-        }
+        Ok(work)
+    }
+
+    /// Describes the bytes of a collection's index.
+    #[inline(never)] // keeps stack frames small
+    fn put_index_root(&self, t: &mut Txn, c: &Collection, bytes: &[u8]) -> Step<()> {
+        let (index, version) = c.index_kind();
+        let root = IndexRoot {
+            kind: index,
+            version,
+            len: bytes.len() as u64,
+            change: c.schema.change,
+            base: 0,
+            crc: (self.view.env.crc32c)(0, bytes),
+            reserved: [0; 12],
+        };
+        let mut v = [0u8; IndexRoot::SIZE];
+        root.emit(&mut v).ok_or(Error::NoMemory)?;
+        t.put(Key::new(c.ino, kind::INDEX, 0), &v)
     }
 
     #[inline(never)]
@@ -325,19 +339,7 @@ impl Volume {
             }
             if p.stream == kind::INDEX_EXTENT {
                 let Some(c) = self.view.collections.get(p.ino) else { continue };
-                let (index, version) = c.index_kind();
-                let root = IndexRoot {
-                    kind: index,
-                    version,
-                    len: p.bytes.len() as u64,
-                    change: c.schema.change,
-                    base: 0,
-                    crc: (self.view.env.crc32c)(0, &p.bytes),
-                    reserved: [0; 12],
-                };
-                let mut v = [0u8; IndexRoot::SIZE];
-                root.emit(&mut v).ok_or(Error::NoMemory)?;
-                t.put(Key::new(p.ino, kind::INDEX, 0), &v)?;
+                self.put_index_root(&mut t, c, &p.bytes)?;
                 streams::punch(&mut t, p.ino, p.stream, 0, u64::MAX)?;
             } else {
                 streams::punch(&mut t, p.ino, p.stream, p.start, p.start.saturating_add(p.blocks))?;

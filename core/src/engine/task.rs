@@ -109,6 +109,18 @@ pub fn read(t: &Txn, op: &Op) -> Step<Reply> {
     }
 }
 
+/// Carries a step of a change out.
+#[inline(never)] // keeps stack frames small
+fn change(t: &mut Txn, op: &Op, p: &mut Progress) -> Step<Outcome> {
+    let o = match op {
+        Op::Request { dir, cred, frame } => coll::request(t, *dir, cred, frame, p)?,
+        Op::Populate { dir } => coll::populate(t, *dir, p)?,
+        _ => ns::step(t, op, p)?,
+    };
+    note_populates(t, op, &o)?;
+    Ok(o)
+}
+
 /// How a read that failed is answered: protocol frames by a frame.
 pub fn failed_read(op: &Op, e: Error, done: u64) -> Result<Reply, Error> {
     match op {
@@ -287,12 +299,7 @@ impl Volume {
             _ => &self.opens,
         };
         let mut t = Txn::new(&*self.view, &task.arrived, opens, task.now);
-        let o = match op {
-            Op::Request { dir, cred, frame } => coll::request(&mut t, *dir, cred, frame, p)?,
-            Op::Populate { dir } => coll::populate(&mut t, *dir, p)?,
-            _ => ns::step(&mut t, op, p)?,
-        };
-        note_populates(&mut t, op, &o)?;
+        let o = change(&mut t, op, p)?;
         *out = t.finish();
         Ok(o)
     }

@@ -450,9 +450,8 @@ impl VectorStore {
     }
 
     /// Drops pages until `bytes` are gone, the least recently used ones first as far as a second chance can tell, except
-    /// those that are not wholly stored, that `keep` keeps, or that were used at `protect` or after. Gives the bytes dropped.
+    /// those of which nothing is stored, that `keep` keeps, or that were used at `protect` or after. Gives the bytes dropped.
     pub fn evict(&mut self, bytes: usize, protect: u64, keep: &dyn Fn(core::ops::Range<usize>) -> bool) -> usize {
-        let pages = self.page(self.stored);
         let mut gone = 0usize;
         // Two rounds: the first may do no more than look.
         let mut steps = self.stamps.len().saturating_mul(2);
@@ -460,8 +459,8 @@ impl VectorStore {
             steps = steps.wrapping_sub(1);
             let page = self.hand;
             self.hand = if page.wrapping_add(1) < self.stamps.len() { page.wrapping_add(1) } else { 0 };
-            // The last page may get new slots at any time.
-            if page >= pages || !self.rows.has(page) || keep(self.page_slots(page)) {
+            let slots = self.page_slots(page);
+            if slots.start >= self.stored || !self.rows.has(page) || keep(slots) {
                 continue;
             }
             let Some(s) = self.stamps.get_mut(page) else { continue };
