@@ -103,6 +103,15 @@ pub const fn code_words(dim: usize) -> usize {
     dim.next_multiple_of(vexfs_fp::CODES_ALIGN).wrapping_add(vexfs_fp::TERMS_SIZE) / 4
 }
 
+/// With fewer elements the vectors themselves are as fast as codes, and codes too poor.
+pub const CODED_DIM_MIN: usize = 48;
+
+/// Whether codes are a poor likeness of their vector, as [`Distance::encode`] said when it made them.
+pub fn is_coarse(codes: &[u32]) -> bool {
+    // The last of the words that the leaf keeps with them.
+    codes.last().is_some_and(|w| *w != 0)
+}
+
 /// Most rows of a [`Batch`].
 pub const BATCH: usize = 16;
 

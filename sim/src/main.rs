@@ -217,6 +217,10 @@ fn work(args: &Args) -> Result<bool, String> {
         println!("\nnever tested: {}", names.join(", "));
         return Ok(false);
     }
+    if s.seeds >= args.coverage_from && s.tally.paging.1 == 0 {
+        println!("\nnever tested: vectors that do not fit into memory");
+        return Ok(false);
+    }
     if s.failures.is_empty() {
         println!("\nsim: {} seeds, {} crash states; no violation", s.seeds, s.tally.states);
     } else {

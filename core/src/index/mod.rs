@@ -12,6 +12,7 @@ mod ivf;
 mod kmeans;
 mod lsh;
 mod pq;
+mod refine;
 mod store;
 
 pub use bits::Bits;
@@ -121,8 +122,8 @@ pub struct Scratch {
     pub candidates: Heap<Near>,
     /// What an index found: the nearest on the way, as a max-heap.
     pub found: Heap<Near>,
-    /// The search of a graph.
-    pub(crate) walk: hnsw::Walk,
+    /// The search over rough keys.
+    pub(crate) walk: refine::Walk,
     /// The answer.
     pub best: Best,
     /// Lists of neighbour selection.
@@ -142,7 +143,7 @@ impl Scratch {
             marks: Marks { marks: Vec::new(), epoch: 0, visited: VISITED },
             candidates: Heap::new(),
             found: Heap::new(),
-            walk: hnsw::Walk::new(),
+            walk: refine::Walk::new(),
             best: Best::new(),
             select: hnsw::Select::new(),
             keys: Vec::new(),

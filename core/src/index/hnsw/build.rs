@@ -2,7 +2,8 @@
 //! Insertion: Algorithms 1 and 4 of the paper, as hnswlib carries them out (a new node gets at most M links a
 //! layer; lists on layer 0 hold 2M; discarded candidates are not brought back).
 
-use super::{mix, unpack, Hnsw, Near, Role, Walk, LIVE};
+use super::refine::{self, unpack, Near, Walk};
+use super::{mix, Hnsw, Role, LIVE};
 use crate::dist::{Batch, Meter, Pairs, BATCH};
 use crate::error::{Error, Step, Stop};
 use crate::index::{is_live, Inserted, Marks, Scratch, View};
@@ -183,7 +184,7 @@ impl Hnsw {
         for ((rough, _), key) in sel.candidates.iter().zip(keys).take(batch.len()) {
             pairs.push(*rough, key);
         }
-        self.tells_apart(meter, &pairs)
+        refine::tells_apart(meter, &pairs)
     }
 
     /// Adds the link `from` → `to`; a full list is chosen anew. With `force` it gets in whatever the choice.

@@ -3,12 +3,9 @@
 //! a distance. They are made from the vector when a node is, so they are always the same for the same vector, and kept with the
 //! graph.
 
-use crate::dist::{code_words, Distance, Query};
+use crate::dist::{code_words, is_coarse, Distance, Query, CODED_DIM_MIN};
 use crate::index::{Bits, Rows};
 use crate::mem::{self, NoMemory};
-
-/// With fewer elements the vectors themselves are as fast, and codes too poor.
-const DIM_MIN: usize = 48;
 
 #[derive(Debug)]
 struct Parts {
@@ -39,7 +36,7 @@ impl Codes {
     /// Room for slots below `slots`.
     #[inline(never)] // keeps stack frames small
     pub(super) fn grow(&mut self, dim: usize, slots: usize) -> Result<(), NoMemory> {
-        if self.parts.is_none() && dim >= DIM_MIN {
+        if self.parts.is_none() && dim >= CODED_DIM_MIN {
             self.parts =
                 Some(mem::Box::try_new(Parts { rows: Rows::new(code_words(dim)), poor: Bits::new(), coarse: 0 })?);
         }
@@ -52,14 +49,14 @@ impl Codes {
     pub(super) fn set(&mut self, kernels: &dyn Distance, slot: u32, vector: &Query<'_>) {
         let Some(p) = self.parts.as_mut() else { return };
         let Some(row) = p.rows.get_mut(slot as usize) else { return };
-        let poor = kernels.encode(vector, row);
-        self.set_coarse(slot, poor);
+        kernels.encode(vector, row);
+        self.judge(slot);
     }
 
-    /// Says of a slot that searches do not measure yet whether its codes are a poor likeness.
-    pub(super) fn set_coarse(&mut self, slot: u32, poor: bool) {
+    /// Looks whether the codes of a slot that searches do not measure yet are a poor likeness.
+    pub(super) fn judge(&mut self, slot: u32) {
         let Some(p) = self.parts.as_mut() else { return };
-        if poor {
+        if p.rows.get(slot as usize).is_some_and(is_coarse) {
             p.poor.set(u64::from(slot));
         } else {
             p.poor.clear(u64::from(slot));

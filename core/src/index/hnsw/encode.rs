@@ -36,11 +36,10 @@ layout! {
 layout! {
     /// A node of a stored HNSW index, in order of slots. For each layer from 0 to `level` a u32 count and as many u32
     /// slots follow: the links. If the dimension is 48 or more, the vector's codes come next: a signed byte for each element, zeros up
-    /// to a multiple of 64, and four words that belong to them.
+    /// to a multiple of 64, and four words that belong to them (the last says that they are a poor likeness).
     pub struct GraphNode [16] {
         0 slot: u32 = "slot of the vector",
-        4 level: u16 = "highest layer that the node is on, at most 63",
-        6 flags: u16 = "bit 0: the codes are a poor likeness; others 0",
+        4 level: u32 = "highest layer that the node is on, at most 63",
         8 seq: u64 = "sequence number of the vector that it was made from; if the slot has another, the node is taken out",
     }
 }
@@ -104,8 +103,7 @@ impl Hnsw {
             let level = self.level(slot);
             let seq = self.nodes.get(slot as usize).map_or(0, |n| n.seq);
             let mut bytes = [0u8; GraphNode::SIZE];
-            let flags = u16::from(self.codes.is_coarse(slot));
-            GraphNode { slot, level: u16::from(level), flags, seq }.emit(&mut bytes);
+            GraphNode { slot, level: u32::from(level), seq }.emit(&mut bytes);
             mem::extend(&mut out, &bytes)?;
             for layer in 0..=level {
                 let links = self.links(slot, layer);
@@ -184,12 +182,12 @@ impl Hnsw {
         least: u32,
         bad: &Bits,
     ) -> Result<Option<u32>, NoMemory> {
-        let Some(GraphNode { slot, level, flags, seq }) = r.bytes.get(r.at..).and_then(GraphNode::parse) else {
+        let Some(GraphNode { slot, level, seq }) = r.bytes.get(r.at..).and_then(GraphNode::parse) else {
             return Ok(None);
         };
         r.at = r.at.saturating_add(GraphNode::SIZE);
         let (Some(head), Ok(level)) = (view.store.head(slot as usize), u8::try_from(level)) else { return Ok(None) };
-        if slot < least || level > LEVEL_MAX || seq == 0 || flags > u16::from(self.codes.exist()) {
+        if slot < least || level > LEVEL_MAX || seq == 0 {
             return Ok(None);
         }
         // Each layer takes at least its count: a level without the bytes for it ends here, before memory is taken.
@@ -210,8 +208,6 @@ impl Hnsw {
         if let Some(l) = self.levels.get_mut(slot as usize) {
             *l = level;
         }
-        self.codes.set_coarse(slot, flags != 0);
-        self.set_state(slot, state);
         for layer in 0..=level {
             let Some(count) = r.take::<u32>() else { return Ok(None) };
             if count as usize > self.capacity(layer) {
@@ -228,6 +224,8 @@ impl Hnsw {
             let Some(w) = r.take::<u32>() else { return Ok(None) };
             *word = w;
         }
+        self.codes.judge(slot);
+        self.set_state(slot, state);
         Ok(Some(slot))
     }
 

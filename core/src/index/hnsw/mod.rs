@@ -15,51 +15,15 @@ mod sweep;
 pub(crate) use build::Select;
 pub use encode::{GraphHead, GraphNode};
 
-use super::{is_live, Gate, Heap, Index, IndexInfo, Inserted, Marks, Probe, Rows, Scratch, Table, View};
-use crate::dist::{code_words, Batch, Meter, Pairs, Rough, BATCH};
+use super::refine::{self, pack, unpack, Near, Walk};
+use super::{is_live, Gate, Index, IndexInfo, Inserted, Marks, Probe, Rows, Scratch, Table, View};
+use crate::dist::{code_words, Batch, Meter, Rough, BATCH};
 use crate::error::{Error, Step};
 use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 use codes::Codes;
 use core::cell::Cell;
 use sweep::Sweep;
-
-/// A candidate of the graph: rough key of the distance, slot.
-type Near = (u32, u32);
-
-/// A candidate as one number that orders as the pair does.
-fn pack(near: Near) -> u64 {
-    u64::from(near.0) << 32 | u64::from(near.1)
-}
-
-fn unpack(x: u64) -> Near {
-    ((x >> 32) as u32, x as u32)
-}
-
-/// Memory of a search.
-#[derive(Debug, Default)]
-pub(crate) struct Walk {
-    /// Candidates to expand, as a min-heap (complements).
-    candidates: Heap<u64>,
-    /// The nearest, as a max-heap.
-    found: Heap<u64>,
-    /// Those of them that were measured with the canonical kernel.
-    exact: Vec<super::Near>,
-    /// Codes of the query.
-    query: Vec<u32>,
-}
-
-impl Walk {
-    pub(crate) const fn new() -> Walk {
-        Walk { candidates: Heap::new(), found: Heap::new(), exact: Vec::new(), query: Vec::new() }
-    }
-
-    pub(crate) fn memory(&self) -> usize {
-        let heaps = self.candidates.memory().saturating_add(self.found.memory());
-        let exact = self.exact.capacity().saturating_mul(core::mem::size_of::<super::Near>());
-        heaps.saturating_add(exact).saturating_add(self.query.capacity().saturating_mul(4))
-    }
-}
 
 /// Links per node and layer if the schema says 0.
 pub const M_DEFAULT: u32 = 16;
@@ -77,14 +41,6 @@ const LEVEL_MAX: u8 = 63;
 const DISTANCES_PER_RESULT: u64 = 10;
 /// Codes are used unless more than one in so many is a poor likeness.
 const COARSE_PART: u64 = 16;
-/// At least so many candidates more than results are measured with the canonical kernel.
-const RERANK_MORE: usize = 10;
-/// Candidates found by codes are measured until the next is farther than the results by so many mean errors.
-const ERRORS_AHEAD: u32 = 2;
-/// Codes are of no use where the nearest candidates differ by less than so many mean errors.
-const ERRORS_SPREAD: u32 = 10;
-/// Fewer candidates do not show that.
-const PAIRS_MIN: usize = 10;
 /// Fewest tombstones that start a consolidation.
 const TOMBS_MIN: u64 = 16;
 
@@ -540,100 +496,6 @@ impl Hnsw {
         let (marks, walk) = (&mut s.marks, &mut s.walk);
         self.search_layer(view, query, meter, marks, walk, start, probe.ef, 0, &give_up, hops, &mut admit)
     }
-
-    /// Measures the nearest `most` of what was found with the canonical kernel, into `found`. If it was found by codes: more,
-    /// until the rest is farther than the results by more than codes err. False: codes do not tell these vectors apart.
-    #[allow(clippy::too_many_arguments)] // the state of one search
-    #[inline(never)] // keeps stack frames small
-    fn rerank(
-        &self,
-        view: &View<'_>,
-        probe: &Probe<'_, '_>,
-        meter: &mut Meter<'_>,
-        walk: &mut Walk,
-        most: usize,
-        coded: bool,
-        found: &mut Heap<super::Near>,
-    ) -> Result<bool, NoMemory> {
-        walk.exact.clear();
-        let mut pairs = Pairs::default();
-        let mut rest = walk.found.sorted();
-        // Those that are measured in any case are brought in together.
-        for x in rest.iter().take(most) {
-            let _ = view.row(unpack(*x).1);
-        }
-        if view.absent.any() {
-            return Ok(true);
-        }
-        while let Some(ahead) = rest.first().map(|x| unpack(*x).0) {
-            let done = walk.exact.len();
-            let mut n = BATCH;
-            if done < most {
-                n = n.min(most.wrapping_sub(done));
-            } else if !coded {
-                break;
-            } else {
-                mem::sort_by(&mut walk.exact, |a, b| a < b);
-                let worst = probe.k.checked_sub(1).and_then(|k| walk.exact.get(k));
-                if worst.is_none_or(|w| meter.kernels().apart(&pairs, w.0, ahead, ERRORS_AHEAD)) {
-                    break;
-                }
-            }
-            let (some, others) = rest.split_at_checked(n.min(rest.len())).unwrap_or((rest, &[]));
-            rest = others;
-            self.remeasure(view, probe, meter, some, &mut pairs, &mut walk.exact)?;
-            if view.absent.any() {
-                return Ok(true);
-            }
-            if done == 0 && coded && !self.tells_apart(meter, &pairs) {
-                return Ok(false);
-            }
-        }
-        found.clear();
-        for near in &walk.exact {
-            found.push(*near)?;
-        }
-        Ok(true)
-    }
-
-    /// Whether codes tell near vectors apart, as far as these pairs show.
-    fn tells_apart(&self, meter: &Meter<'_>, pairs: &Pairs) -> bool {
-        pairs.len() < PAIRS_MIN || meter.kernels().apart(pairs, 0, 0, ERRORS_SPREAD)
-    }
-
-    /// Measures a batch with the canonical kernel; notes the rough keys beside the true ones if there are none yet.
-    #[inline(never)] // keeps stack frames small
-    fn remeasure(
-        &self,
-        view: &View<'_>,
-        probe: &Probe<'_, '_>,
-        meter: &mut Meter<'_>,
-        some: &[u64],
-        pairs: &mut Pairs,
-        exact: &mut Vec<super::Near>,
-    ) -> Result<(), NoMemory> {
-        let mut batch = Batch::new(view.store.dim());
-        let mut near = [(0, 0); BATCH];
-        let mut keys = [u64::MAX; BATCH];
-        for x in some {
-            let (rough, slot) = unpack(*x);
-            if let (Some((words, inv_norm)), Some(place)) = (view.row(slot), near.get_mut(batch.len())) {
-                if batch.push(words, inv_norm) {
-                    mem::prefetch(words);
-                    *place = (rough, slot);
-                }
-            }
-        }
-        meter.many(probe.query, &batch, &mut keys);
-        let first = pairs.is_empty();
-        for ((rough, slot), key) in near.iter().zip(keys).take(batch.len()) {
-            mem::push(exact, (key, *slot))?;
-            if first {
-                pairs.push(*rough, key);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Index for Hnsw {
@@ -702,7 +564,7 @@ impl Index for Hnsw {
         s: &mut Scratch,
         hops: &mut u64,
     ) -> Step<bool> {
-        let most = probe.k.saturating_mul(2).max(probe.k.saturating_add(RERANK_MORE)).min(probe.ef);
+        let most = refine::most(probe.k).min(probe.ef);
         if self.coded() {
             let mut codes = core::mem::take(&mut s.walk.query);
             mem::resize(&mut codes, code_words(view.store.dim()), 0)?;
@@ -713,7 +575,7 @@ impl Index for Hnsw {
             if !done? {
                 return Ok(false);
             }
-            if !coarse && self.rerank(view, probe, meter, &mut s.walk, most, true, &mut s.found)? {
+            if !coarse && refine::rerank(view, probe, meter, &mut s.walk, most, true, &mut s.found)? {
                 return Ok(true);
             }
             s.marks.again();
@@ -721,7 +583,7 @@ impl Index for Hnsw {
         if !self.search_base(view, probe, &Rough::from(probe.query), meter, gate, s, hops)? {
             return Ok(false);
         }
-        self.rerank(view, probe, meter, &mut s.walk, most, false, &mut s.found)?;
+        refine::rerank(view, probe, meter, &mut s.walk, most, false, &mut s.found)?;
         Ok(true)
     }
 

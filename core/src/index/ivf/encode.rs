@@ -11,7 +11,7 @@ use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// Version of the encoding.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 const MAGIC: u64 = u64::from_le_bytes(*b"VXivf\0\0\0");
 
 layout! {
@@ -20,7 +20,7 @@ layout! {
     /// centroid (both filled up with zeros to a multiple of 16 lists). Then the members.
     pub struct IvfHead [64] {
         0 magic: u64 = "`VXivf`",
-        8 version: u32 = "version of the encoding, 1",
+        8 version: u32 = "version of the encoding, 2",
         12 dim: u32 = "dimension",
         16 metric: u32 = "metric as in the schema",
         20 wanted: u32 = "number of lists as in the schema",
@@ -34,12 +34,18 @@ layout! {
 }
 
 layout! {
-    /// A member of a stored IVF index, in order of slots.
+    /// A member of a stored IVF index, in order of slots. If the dimension is 48 or more, the vector's codes follow, as in a
+    /// stored HNSW index.
     pub struct IvfEntry [16] {
         0 slot: u32 = "slot of the vector",
         4 list: u32 = "its list",
         8 seq: u64 = "sequence number of the vector; if the slot has another, the member is left out",
     }
+}
+
+/// Bytes of a member with `stride` words of codes.
+fn entry_bytes(stride: usize) -> usize {
+    IvfEntry::SIZE.saturating_add(stride.saturating_mul(4))
 }
 
 impl Ivf {
@@ -61,7 +67,8 @@ impl Ivf {
 
     pub(super) fn bytes(&self, view: &View<'_>) -> Result<Vec<u8>, NoMemory> {
         let mut out = Vec::new();
-        let entries = (self.members as usize).saturating_mul(IvfEntry::SIZE);
+        let stride = Ivf::stride(view.store.dim());
+        let entries = (self.members as usize).saturating_mul(entry_bytes(stride));
         mem::reserve(&mut out, IvfHead::SIZE.saturating_add(entries))?;
         mem::resize(&mut out, IvfHead::SIZE, 0)?;
         self.head(view).emit(&mut out);
@@ -74,6 +81,9 @@ impl Ivf {
             let mut bytes = [0u8; IvfEntry::SIZE];
             IvfEntry { slot, list, seq }.emit(&mut bytes);
             mem::extend(&mut out, &bytes)?;
+            for word in self.codes(slot, stride) {
+                mem::extend(&mut out, &word.to_le_bytes())?;
+            }
         }
         Ok(out)
     }
@@ -113,7 +123,8 @@ impl Ivf {
         let columns = head.lists as usize;
         let dim = view.store.dim();
         let centroids = if untrained { Some(0) } else { Matrix::words(dim, columns).and_then(|w| w.checked_mul(4)) };
-        let entries = usize::try_from(head.members).ok().and_then(|n| n.checked_mul(IvfEntry::SIZE));
+        let stride = Ivf::stride(dim);
+        let entries = usize::try_from(head.members).ok().and_then(|n| n.checked_mul(entry_bytes(stride)));
         let (Some(centroids), Some(entries)) = (centroids, entries) else { return Ok(None) };
         let rest = bytes.get(IvfHead::SIZE..).unwrap_or(&[]);
         if centroids.checked_add(entries) != Some(rest.len()) {
@@ -127,7 +138,8 @@ impl Ivf {
         }
         let lists = head.lists.max(1);
         let mut least = 0u32;
-        for b in entries.chunks_exact(IvfEntry::SIZE) {
+        let mut codes = mem::filled(stride, 0u32)?;
+        for b in entries.chunks_exact(entry_bytes(stride)) {
             let Some(e) = IvfEntry::parse(b) else { return Ok(None) };
             let Some(slot) = view.store.head(e.slot as usize) else { return Ok(None) };
             if e.slot < least || e.list >= lists || e.seq == 0 {
@@ -135,7 +147,11 @@ impl Ivf {
             }
             least = e.slot.saturating_add(1);
             if is_live(slot) && slot.seq == e.seq && !bad.get(u64::from(e.slot)) {
-                self.join(e.slot, e.list)?;
+                let bytes = b.get(IvfEntry::SIZE..).unwrap_or(&[]);
+                for (to, b) in codes.iter_mut().zip(bytes.chunks_exact(4)) {
+                    *to = u32::from_le_bytes(b.try_into().unwrap_or([0; 4]));
+                }
+                self.join(e.slot, e.list, &codes)?;
             }
         }
         (self.trained, self.added) = (head.trained, head.added);

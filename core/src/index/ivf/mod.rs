@@ -12,8 +12,9 @@ mod encode;
 pub use encode::{IvfEntry, IvfHead};
 
 use super::kmeans::{sample, scale, Matrix, Training};
+use super::refine::{self, pack};
 use super::{is_live, Gate, Index, IndexInfo, Inserted, Probe, Scratch, View};
-use crate::dist::{Batch, Meter, Metric, BATCH};
+use crate::dist::{code_words, is_coarse, Batch, Meter, Metric, Query, Rough, BATCH, CODED_DIM_MIN};
 use crate::error::{Error, Step};
 use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
@@ -33,10 +34,23 @@ const GROWTH: u64 = 4;
 /// A list of so many times the mean length is out of balance.
 const UNEVEN: u64 = 16;
 
+/// Codes are used unless more than one in so many is a poor likeness.
+const COARSE_PART: u64 = 16;
+/// So many times the candidates that are measured in any case are kept by their codes.
+const KEEP: usize = 4;
+
 /// Lists that a search looks at if it does not say: one in so many,
 const NPROBE_SHARE: usize = 7;
 /// and at least so many, or three quarters of few (measured on real embeddings, for a recall of 0.95).
 const NPROBE_MIN: usize = 40;
+
+/// One list.
+#[derive(Debug, Default)]
+struct List {
+    slots: Vec<u32>,
+    /// Codes of their vectors, one after the other, if vectors of this dimension have them: what a search reads.
+    codes: Vec<u32>,
+}
 
 /// The lists.
 #[derive(Debug)]
@@ -46,7 +60,9 @@ pub struct Ivf {
     seed: u64,
     /// Centroids; `None`: not trained, and there is one list.
     centroids: Option<Matrix>,
-    lists: Vec<Vec<u32>>,
+    lists: Vec<List>,
+    /// Members whose codes are a poor likeness.
+    coarse: u64,
     /// For each slot its list plus 1; 0: no member.
     list_of: Vec<u32>,
     /// For each slot its place in the list.
@@ -70,6 +86,7 @@ impl Ivf {
             seed,
             centroids: None,
             lists: Vec::new(),
+            coarse: 0,
             list_of: Vec::new(),
             place: Vec::new(),
             members: 0,
@@ -110,8 +127,24 @@ impl Ivf {
         self.list_of.get(slot as usize).copied().unwrap_or(0)
     }
 
-    /// Puts a slot into a list. After an error nothing has changed.
-    fn join(&mut self, slot: u32, list: u32) -> Result<(), NoMemory> {
+    /// Words of codes for each member.
+    fn stride(dim: usize) -> usize {
+        if dim < CODED_DIM_MIN {
+            0
+        } else {
+            code_words(dim)
+        }
+    }
+
+    /// Codes of a member.
+    fn codes(&self, slot: u32, stride: usize) -> &[u32] {
+        let list = self.list(slot).checked_sub(1).and_then(|l| self.lists.get(l as usize));
+        let start = self.place.get(slot as usize).map_or(usize::MAX, |p| *p as usize).saturating_mul(stride);
+        list.and_then(|l| l.codes.get(start..start.saturating_add(stride))).unwrap_or(&[])
+    }
+
+    /// Puts a slot with its codes into a list. After an error nothing has changed.
+    fn join(&mut self, slot: u32, list: u32, codes: &[u32]) -> Result<(), NoMemory> {
         let slots = (slot as usize).saturating_add(1);
         if self.list_of.len() < slots {
             mem::resize(&mut self.list_of, slots, 0)?;
@@ -120,11 +153,14 @@ impl Ivf {
             mem::resize(&mut self.place, slots, 0)?;
         }
         while self.lists.len() <= list as usize {
-            mem::push(&mut self.lists, Vec::new())?;
+            mem::push(&mut self.lists, List::default())?;
         }
         let Some(members) = self.lists.get_mut(list as usize) else { return Err(NoMemory) };
-        let at = members.len() as u32;
-        mem::push(members, slot)?;
+        let at = members.slots.len() as u32;
+        mem::reserve(&mut members.codes, codes.len())?;
+        mem::push(&mut members.slots, slot)?;
+        mem::extend(&mut members.codes, codes)?;
+        self.coarse = self.coarse.saturating_add(u64::from(is_coarse(codes)));
         self.longest = self.longest.max(u64::from(at).saturating_add(1));
         if let (Some(l), Some(p)) = (self.list_of.get_mut(slot as usize), self.place.get_mut(slot as usize)) {
             *l = list.saturating_add(1);
@@ -140,8 +176,18 @@ impl Ivf {
         };
         let at = self.place.get(slot as usize).copied().unwrap_or(u32::MAX) as usize;
         if let Some(members) = self.lists.get_mut(list as usize) {
-            mem::swap_remove(members, at);
-            if let Some(moved) = members.get(at) {
+            let stride = members.codes.len().checked_div(members.slots.len()).unwrap_or(0);
+            let last = members.codes.len().saturating_sub(stride);
+            let start = at.saturating_mul(stride);
+            let gone = members.codes.get(start..start.saturating_add(stride)).is_some_and(is_coarse);
+            self.coarse = self.coarse.saturating_sub(u64::from(gone));
+            if start < last {
+                let (before, moved) = members.codes.split_at_mut_checked(last).unwrap_or_default();
+                mem::copy(before.get_mut(start..).unwrap_or_default(), moved);
+            }
+            members.codes.truncate(last);
+            mem::swap_remove(&mut members.slots, at);
+            if let Some(moved) = members.slots.get(at) {
                 if let Some(p) = self.place.get_mut(*moved as usize) {
                     *p = at as u32;
                 }
@@ -167,12 +213,12 @@ impl Ivf {
         let mut lists = Vec::new();
         mem::reserve(&mut lists, matrix.columns())?;
         for _ in 0..matrix.columns() {
-            mem::push(&mut lists, Vec::new())?;
+            mem::push(&mut lists, List::default())?;
         }
         self.lists = lists;
         self.list_of.fill(0);
         self.trained = self.members.max(1);
-        (self.members, self.added, self.longest) = (0, 0, 0);
+        (self.members, self.added, self.longest, self.coarse) = (0, 0, 0, 0);
         self.centroids = Some(matrix);
         self.restarted = true;
         Ok(())
@@ -189,7 +235,7 @@ impl Ivf {
         gate: &mut Gate<'_, '_>,
         s: &mut Scratch,
     ) -> Step<()> {
-        let members = self.lists.get(list as usize).map_or(&[][..], |l| l);
+        let members = self.lists.get(list as usize).map_or(&[][..], |l| &l.slots);
         let mut batch = Batch::new(view.store.dim());
         let mut keys = [u64::MAX; BATCH];
         for some in members.chunks(BATCH) {
@@ -249,12 +295,19 @@ impl Index for Ivf {
             return Ok(Inserted::NotNow);
         }
         let (words, inv_norm) = view.row(slot).ok_or(Error::NoMemory)?;
+        let mut codes = core::mem::take(&mut s.walk.query);
+        codes.clear();
+        mem::resize(&mut codes, Ivf::stride(words.len()), 0)?;
+        if !codes.is_empty() {
+            meter.kernels().encode(&Query { metric: view.metric, words, inv_norm }, &mut codes);
+        }
         self.leave(slot);
         let list = match &self.centroids {
             Some(m) => m.nearest(meter.kernels(), words, scale(view.metric, inv_norm), &mut s.keys)?,
             None => 0,
         };
-        self.join(slot, list)?;
+        self.join(slot, list, &codes)?;
+        s.walk.query = codes;
         self.added = self.added.saturating_add(1);
         Ok(Inserted::Yes)
     }
@@ -320,7 +373,65 @@ impl Index for Ivf {
         s: &mut Scratch,
         hops: &mut u64,
     ) -> Step<bool> {
+        let coded = Ivf::stride(view.store.dim()) > 0 && self.coarse <= self.members / COARSE_PART;
+        if coded {
+            let mut codes = core::mem::take(&mut s.walk.query);
+            codes.clear();
+            mem::resize(&mut codes, code_words(view.store.dim()), 0)?;
+            let coarse = meter.kernels().encode(probe.query, &mut codes);
+            let query = Rough { metric: view.metric, words: &codes, inv_norm: 0, coded: true };
+            let done = if coarse { Ok(true) } else { self.go_through(view, probe, Some(&query), meter, gate, s, hops) };
+            s.walk.query = codes;
+            if !done? {
+                return Ok(false);
+            }
+            let most = refine::most(probe.k);
+            if !coarse && refine::rerank(view, probe, meter, &mut s.walk, most, true, &mut s.found)? {
+                return Ok(true);
+            }
+        }
+        self.go_through(view, probe, None, meter, gate, s, hops)
+    }
+
+    fn encode(&self, view: &View<'_>) -> Result<Option<Vec<u8>>, NoMemory> {
+        self.bytes(view).map(Some)
+    }
+
+    fn info(&self) -> IndexInfo {
+        let lists = if self.centroids.is_some() { self.lists.len() as u64 } else { 0 };
+        IndexInfo { tombstones: 0, layers: 0, links: 0, parts: lists }
+    }
+
+    fn memory(&self) -> usize {
+        let words = |l: &List| l.slots.capacity().saturating_add(l.codes.capacity());
+        let lists = self.lists.iter().fold(0, |n: usize, l| n.saturating_add(words(l)));
+        lists
+            .saturating_add(self.list_of.capacity())
+            .saturating_add(self.place.capacity())
+            .saturating_mul(4)
+            .saturating_add(self.lists.capacity().saturating_mul(core::mem::size_of::<List>()))
+            .saturating_add(self.centroids.as_ref().map_or(0, Matrix::memory))
+            .saturating_add(self.training.as_ref().map_or(0, Training::memory))
+    }
+}
+
+impl Ivf {
+    /// Goes through the nearest lists: by codes with `rough`, into `s.walk.found`, else by vectors, into `s.found`. False: it
+    /// gave up.
+    #[allow(clippy::too_many_arguments)] // the state of one search
+    #[inline(never)] // keeps stack frames small
+    fn go_through(
+        &self,
+        view: &View<'_>,
+        probe: &Probe<'_, '_>,
+        rough: Option<&Rough<'_>>,
+        meter: &mut Meter<'_>,
+        gate: &mut Gate<'_, '_>,
+        s: &mut Scratch,
+        hops: &mut u64,
+    ) -> Step<bool> {
         s.found.clear();
+        s.walk.found.clear();
         s.candidates.clear();
         let Some(m) = &self.centroids else { return Ok(false) };
         let q = probe.query;
@@ -334,39 +445,68 @@ impl Index for Ivf {
         while let Some((_, list)) = s.candidates.pop() {
             // The fewer pass the filter, the more lists its nearest are spread over.
             let filtered = gate.needed(probe.ef);
-            if probed >= want.max(filtered) && s.found.len() >= probe.k {
+            let found = if rough.is_some() { s.walk.found.len() } else { s.found.len() };
+            if probed >= want.max(filtered) && found >= probe.k {
                 return Ok(true);
             }
             if view.absent.is_full() || measured > probe.limit || filtered.saturating_mul(2) > lists {
                 return Ok(false);
             }
             let list = !list;
-            let n = self.lists.get(list as usize).map_or(0, Vec::len);
+            let n = self.lists.get(list as usize).map_or(0, |l| l.slots.len());
             measured = measured.saturating_add(n as u64);
             probed = probed.saturating_add(1);
             *hops = hops.wrapping_add(1);
-            self.visit(view, probe, list, meter, gate, s)?;
+            match rough {
+                Some(query) => self.visit_codes(view, probe, query, list, meter, gate, s)?,
+                None => self.visit(view, probe, list, meter, gate, s)?,
+            }
         }
         Ok(true)
     }
 
-    fn encode(&self, view: &View<'_>) -> Result<Option<Vec<u8>>, NoMemory> {
-        self.bytes(view).map(Some)
-    }
-
-    fn info(&self) -> IndexInfo {
-        let lists = if self.centroids.is_some() { self.lists.len() as u64 } else { 0 };
-        IndexInfo { tombstones: 0, layers: 0, links: 0, parts: lists }
-    }
-
-    fn memory(&self) -> usize {
-        let lists = self.lists.iter().fold(0, |n: usize, l| n.saturating_add(l.capacity()));
-        lists
-            .saturating_add(self.list_of.capacity())
-            .saturating_add(self.place.capacity())
-            .saturating_mul(4)
-            .saturating_add(self.lists.capacity().saturating_mul(core::mem::size_of::<Vec<u32>>()))
-            .saturating_add(self.centroids.as_ref().map_or(0, Matrix::memory))
-            .saturating_add(self.training.as_ref().map_or(0, Training::memory))
+    /// Keeps the nearest acceptable members of a list by their codes in `s.walk.found`.
+    #[allow(clippy::too_many_arguments)] // the state of one search
+    #[inline(never)] // keeps stack frames small
+    fn visit_codes(
+        &self,
+        view: &View<'_>,
+        probe: &Probe<'_, '_>,
+        query: &Rough<'_>,
+        list: u32,
+        meter: &mut Meter<'_>,
+        gate: &mut Gate<'_, '_>,
+        s: &mut Scratch,
+    ) -> Step<()> {
+        let Some(members) = self.lists.get(list as usize) else { return Ok(()) };
+        let stride = query.words.len();
+        let keep = refine::most(probe.k).saturating_mul(KEEP);
+        let mut batch = Batch::new(stride);
+        let mut keys = [u32::MAX; BATCH];
+        let mut rows = members.codes.chunks_exact(stride.max(1));
+        for some in members.slots.chunks(BATCH) {
+            batch.clear();
+            for (_, words) in some.iter().zip(rows.by_ref()) {
+                batch.push(words, 0);
+            }
+            meter.rough(query, &batch, &mut keys);
+            for (slot, key) in some.iter().zip(keys).take(batch.len()) {
+                let near = pack((key, *slot));
+                let full = s.walk.found.len() >= keep;
+                if full && s.walk.found.peek().is_none_or(|worst| near >= *worst) {
+                    continue;
+                }
+                let Some(head) = view.store.head(*slot as usize).filter(|h| is_live(h)) else { continue };
+                if !gate.pass(&mut s.marks, *slot, head)? {
+                    continue;
+                }
+                if full {
+                    s.walk.found.replace_top(near);
+                } else {
+                    s.walk.found.push(near)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
