@@ -151,8 +151,9 @@ def test_source_tree():
         run("rm", "-rf", v / "clone")
         same(v / "t", "at the end")
         note = ""
-        if G.quick:
-            # C programs, compiled and run from the volume, which maps them.
+        if G.quick or G.kind == "uml":
+            # C programs, compiled and run from the volume, which maps them. In user-mode Linux a compiler of Rust dies, on ext4 as well: each of its pages
+            # is a mapping of the host, which allows 65,530 ("Error flushing stub syscalls: 12").
             (v / "b").mkdir()
             for n in range(3):
                 (v / f"b/p{n}.c").write_text(f'#include <stdio.h>\nint main(void) {{ printf("%d\\n", {n} * 7); return 0; }}\n')
