@@ -122,6 +122,7 @@ struct inode *vexfs_file_inode(struct file *f) { return file_inode(f); }
 unsigned int vexfs_umask(void) { return current_umask(); }
 
 void vexfs_large_folios(struct inode *i) { mapping_set_large_folios(i->i_mapping); }
+size_t vexfs_folio_most(struct inode *i) { return mapping_max_folio_size(i->i_mapping); }
 void vexfs_mapping_error(struct inode *i, int e) { mapping_set_error(i->i_mapping, e); }
 void vexfs_invalidate_lock(struct inode *i) { filemap_invalidate_lock(i->i_mapping); }
 void vexfs_invalidate_unlock(struct inode *i) { filemap_invalidate_unlock(i->i_mapping); }

@@ -119,6 +119,7 @@ unsigned int vexfs_umask(void);
 
 /* Page cache. */
 void vexfs_large_folios(struct inode *i);
+size_t vexfs_folio_most(struct inode *i);
 void vexfs_mapping_error(struct inode *i, int e);
 void vexfs_invalidate_lock(struct inode *i);
 void vexfs_invalidate_unlock(struct inode *i);

@@ -526,9 +526,10 @@ pub(crate) unsafe fn write(inode: Inode, mut pos: u64, iter: *mut c::iov_iter) -
 unsafe fn write_some(inode: Inode, pos: u64, iter: *mut c::iov_iter) -> KResult<usize> {
     // SAFETY: the caller passes a valid iterator; the folio comes locked and with a reference, both of which are given back.
     unsafe {
-        let want = c::vexfs_iter_count(iter).min(BATCH);
+        // No more than a folio can be: what is faulted in and does not fit this one is faulted in again for the next.
+        let most = BATCH.min(c::vexfs_folio_most(inode.raw())).max(PAGE as usize);
         let within = (pos % PAGE) as usize;
-        let chunk = want.min(BATCH - within);
+        let chunk = c::vexfs_iter_count(iter).min(most - within);
         // The copy below must not fault while the folio is locked: it could be a mapping of this very folio.
         let chunk = match chunk - c::fault_in_iov_iter_readable(iter, chunk) {
             0 => return Err(EFAULT),
