@@ -83,7 +83,10 @@ def clean_up(before):
     for line in reversed(mounts()):
         if line[1].startswith("/mnt/") and line[1] != "/mnt/vexfs_host":
             if subprocess.run(["umount", line[1]], stderr=subprocess.DEVNULL).returncode:
-                subprocess.run(["umount", "-l", line[1]])
+                # A loop device may hold a file on it; what is only hidden keeps its disk from the tests that follow.
+                subprocess.run(["losetup", "-D"], stderr=subprocess.DEVNULL)
+                if subprocess.run(["umount", line[1]], stderr=subprocess.DEVNULL).returncode:
+                    subprocess.run(["umount", "-l", line[1]])
     for name in subprocess.run(["dmsetup", "ls"], capture_output=True, text=True).stdout.split("\n") if os.path.exists("/dev/mapper") else []:
         if name and not name.startswith("No devices"):
             subprocess.run(["dmsetup", "remove", "--force", "--retry", name.split()[0]], capture_output=True)
