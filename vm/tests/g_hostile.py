@@ -147,9 +147,14 @@ def use(v, checked):
                     assert data == random.Random(i).randbytes(7000 * i % 40_000), f"{name} reads other bytes than were written"
         if len(dirs) > 100:
             break
-    subprocess.run([vex.BIN / "vexfs", "search", v / "c", "--vector", "1,2,3,4,5,6,7,8", "-k", "5"], capture_output=True, timeout=60)
+    for name in ("c", "flat", "hnsw"):
+        if os.path.isdir(v / name):
+            # Whatever dimension it has by now, if it says one.
+            said = subprocess.run([vex.BIN / "vexfs", "collection", "info", v / name, "--json"], capture_output=True, text=True, timeout=60).stdout
+            dim = min(int(m[1]) if (m := re.search(r'"dim":(\d+)', said)) else 8, 10_000)
+            subprocess.run([vex.BIN / "vexfs", "search", v / name, "--vector", ",".join(map(str, range(1, dim + 1))), "-k", "5"], capture_output=True, timeout=60)
     attempt(lambda: (v / "new").write_bytes(b"n" * 10_000))
-    attempt(lambda: os.mkdir(v / "dir"))
+    attempt(lambda: os.mkdir(v / "a new directory"))
     if os.path.lexists(v / "d/p3"):
         attempt(lambda: os.unlink(v / "d/p3"))
     attempt(os.sync)
