@@ -139,7 +139,7 @@ def use(v, checked):
         for name in dirs[:50] + files[:50]:
             p = os.path.join(root, name)
             attempt(os.lstat, p)
-            attempt(lambda: [os.getxattr(p, a) for a in os.listxattr(p)])
+            attempt(lambda: [os.getxattr(p, a, follow_symlinks=False) for a in os.listxattr(p, follow_symlinks=False)])
             if name in files and attempt(os.lstat, p):
                 data = attempt(lambda: open(p, "rb").read(1 << 20) if os.path.isfile(p) else None)
                 if checked and data is not None and re.fullmatch(r"p\d+", name) and root.endswith("/d"):
@@ -212,7 +212,7 @@ def make_images(run):
     subprocess.run(["cargo", "build", "-q", "--release", "--manifest-path", TOP / "vm/images/Cargo.toml", "--target-dir", target], check=True)
     folder = run.folder / "images"
     folder.mkdir(exist_ok=True)
-    made = subprocess.run([target / "release/vexfs-images", folder, "--random", str(30 if run.opt.quick else 300), *inputs], check=True, capture_output=True, text=True).stdout
+    made = subprocess.run([target / "release/vexfs-images", folder, "--random", str(20 if run.opt.quick else 300), *inputs], check=True, capture_output=True, text=True).stdout
     (folder / "list").write_text(made)
 
 
