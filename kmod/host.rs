@@ -214,7 +214,7 @@ impl Host {
     fn renew(&self, core: &mut Core) -> Result<(), i32> {
         let _nofs = NoFs::enter();
         let env = env::env(self.options.cache_bytes, self.options.log_bytes);
-        let options = Options { read_only: self.read_only(), write_behind: true };
+        let options = Options { read_only: self.read_only(), write_behind: true, ..Options::default() };
         // Step by step: each copy of a volume on its way takes room on the stack.
         core.before = None;
         core::mem::swap(&mut core.volume, &mut core.before);
