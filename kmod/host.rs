@@ -86,6 +86,8 @@ pub(crate) struct Host {
     stepping: AtomicBool,
     /// Tree nodes in memory, as of the last step.
     nodes: AtomicUsize,
+    /// Blocks' worth of memory to give back that the kernel asked for while the volume was in use.
+    shrink_debt: AtomicUsize,
     shrinker: AtomicPtr<c::shrinker>,
     aborted: AtomicBool,
     /// The mount, once there is one: it is told when background work finds that nothing can be written.
@@ -156,6 +158,7 @@ impl Host {
             reserved: AtomicU64::new(0),
             stepping: AtomicBool::new(false),
             nodes: AtomicUsize::new(0),
+            shrink_debt: AtomicUsize::new(0),
             shrinker: AtomicPtr::new(null_mut()),
             aborted: AtomicBool::new(false),
             mount: AtomicPtr::new(null_mut()),

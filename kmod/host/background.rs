@@ -157,7 +157,11 @@ pub(super) unsafe extern "C" fn drop_nodes(s: *mut c::shrinker, sc: *mut c::shri
                 host.nodes.store(v.cached(), Ordering::Relaxed);
                 gone as kernel::ffi::c_ulong
             }
-            None => c::vexfs_shrink_stop(),
+            None => {
+                // Who has the lock does it when he is done with what he has it for.
+                host.shrink_debt.fetch_max((*sc).nr_to_scan as usize, Ordering::Relaxed);
+                c::vexfs_shrink_stop()
+            }
         }
     }
 }

@@ -211,6 +211,10 @@ impl Host {
             let mut core = self.core.write();
             self.keep(&mut core);
             let r = f(&mut core);
+            let debt = self.shrink_debt.swap(0, Ordering::Relaxed);
+            if let (true, Some(v)) = (debt > 0, core.volume.as_mut()) {
+                v.shrink(debt);
+            }
             self.collect(&mut core, &mut out);
             r
         };

@@ -115,6 +115,8 @@ struct Sets {
     dirty_slots: Bits,
     /// Blocks of the vector stream that changed.
     dirty_vectors: Bits,
+    /// Those that the checkpoint under way writes.
+    writing: Bits,
 }
 
 /// The state in memory of one collection. A small value: the parts are on the heap.
@@ -209,6 +211,7 @@ impl Collection {
             set.grow(slots)?;
         }
         s.dirty_slots.grow(blocks(0, slots.saturating_mul(Slot::SIZE as u64)).end)?;
+        s.writing.grow(blocks(0, vectors).end)?;
         s.dirty_vectors.grow(blocks(0, vectors).end)
     }
 
@@ -718,13 +721,20 @@ impl Collection {
         }
     }
 
-    /// A checkpoint has taken all dirty blocks: they are on the device when it is.
+    /// A checkpoint has taken all dirty blocks: they are on the device when it is ([`written`](Self::written)).
     pub fn mark_clean(&mut self) {
         self.sets.dirty_slots.reset();
-        self.sets.dirty_vectors.reset();
+        let sets = &mut *self.sets;
+        core::mem::swap(&mut sets.writing, &mut sets.dirty_vectors);
+        sets.dirty_vectors.reset();
         if !self.whole {
             self.store.all_stored();
         }
+    }
+
+    /// The checkpoint is on the device.
+    pub fn written(&mut self) {
+        self.sets.writing.reset();
     }
 
     // --- pages of vectors ---
@@ -786,16 +796,16 @@ impl Collection {
     }
 
     /// Drops pages whose vectors are on the device until `bytes` of memory are gone, except those used at tick `protect` or
-    /// after. Only while no checkpoint is under way. Gives the bytes that went.
+    /// after. Gives the bytes that went.
     pub fn evict(&mut self, bytes: usize, protect: u64) -> usize {
         if self.whole {
             return 0;
         }
         let per = self.vector_bytes();
-        let dirty = &self.sets.dirty_vectors;
+        let sets = &*self.sets;
         let keep = |slots: core::ops::Range<usize>| {
             let of = blocks((slots.start as u64).saturating_mul(per), (slots.end as u64).saturating_mul(per));
-            dirty.next(of.start).is_some_and(|b| b < of.end)
+            [&sets.dirty_vectors, &sets.writing].iter().any(|s| s.next(of.start).is_some_and(|b| b < of.end))
         };
         self.store.evict(bytes, protect, &keep)
     }
@@ -832,7 +842,7 @@ impl Collection {
     /// Bytes of memory that it takes.
     pub fn memory(&self) -> usize {
         let s = &*self.sets;
-        let sets = [&s.searchable, &s.pending, &s.damaged, &s.free, &s.bad, &s.dirty_slots, &s.dirty_vectors]
+        let sets = [&s.searchable, &s.pending, &s.damaged, &s.free, &s.bad, &s.dirty_slots, &s.dirty_vectors, &s.writing]
             .iter()
             .fold(0, |n: usize, s| n.saturating_add(s.memory()));
         self.store

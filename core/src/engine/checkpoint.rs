@@ -646,6 +646,9 @@ impl Volume {
         }
         self.stats.checkpoints = self.stats.checkpoints.wrapping_add(1);
         self.more_vectors = true;
+        for (_, k) in self.view.collections.iter_mut() {
+            k.written();
+        }
         self.checkpoint_durable(c.txn, c.seq);
         if self.state == State::Opening {
             self.opened();

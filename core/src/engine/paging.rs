@@ -191,8 +191,8 @@ impl Volume {
 
     /// Drops about `bytes` of vectors that nobody is using. Gives the bytes that went.
     pub(super) fn drop_vectors(&mut self, bytes: usize) -> usize {
-        // What a checkpoint is about to write is on the device only when it has ended.
-        if self.state != State::Ready || self.checkpoint.is_some() {
+        // What a checkpoint that failed was to write is only here.
+        if self.state != State::Ready {
             return 0;
         }
         let using = self.tasks.iter().filter_map(|(_, t)| t.pages_tick).chain(self.work_tick).min();
@@ -218,7 +218,7 @@ impl Volume {
         }
         let room = limit.saturating_sub(nodes.min(limit / 2));
         let over = (self.stats.vector_bytes as usize).saturating_sub(room);
-        if over > 0 && self.checkpoint.is_none() && self.state == State::Ready {
+        if over > 0 {
             // A little more, so that it is not done for each page.
             let gone = self.drop_vectors(over.saturating_add(room / 16));
             self.stats.vector_bytes = self.stats.vector_bytes.saturating_sub(gone as u64);
