@@ -139,6 +139,8 @@ pub struct Collection {
     /// See [`Collection::rebuilding`].
     rebuilding: bool,
     scratch: mem::Box<SearchScratch>,
+    /// For searches, which would else clear notes about all slots each time.
+    spare: mem::Spare<SearchScratch>,
 }
 
 /// CRC-32C of a vector's bytes (little-endian f32): [`Slot::crc`].
@@ -188,6 +190,7 @@ impl Collection {
             whole: false,
             rebuilding: false,
             scratch: mem::Box::try_new(SearchScratch::new())?,
+            spare: mem::Spare::new(),
         })
     }
 
@@ -416,6 +419,19 @@ impl Collection {
             self.store.note_absent(absent, slot as usize, AHEAD_BYTES);
         }
         words
+    }
+
+    /// Memory for a search; [`give_back`](Self::give_back) keeps it for the next one.
+    pub(super) fn borrow_scratch(&self) -> Result<mem::Box<SearchScratch>, NoMemory> {
+        match self.spare.take() {
+            Some(s) => Ok(s),
+            None => mem::Box::try_new(SearchScratch::new()),
+        }
+    }
+
+    /// A search is done with its memory.
+    pub(super) fn give_back(&self, scratch: mem::Box<SearchScratch>) {
+        self.spare.put(scratch);
     }
 
     /// What indexes see.
@@ -842,9 +858,10 @@ impl Collection {
     /// Bytes of memory that it takes.
     pub fn memory(&self) -> usize {
         let s = &*self.sets;
-        let sets = [&s.searchable, &s.pending, &s.damaged, &s.free, &s.bad, &s.dirty_slots, &s.dirty_vectors, &s.writing]
-            .iter()
-            .fold(0, |n: usize, s| n.saturating_add(s.memory()));
+        let sets =
+            [&s.searchable, &s.pending, &s.damaged, &s.free, &s.bad, &s.dirty_slots, &s.dirty_vectors, &s.writing]
+                .iter()
+                .fold(0, |n: usize, s| n.saturating_add(s.memory()));
         self.store
             .memory()
             .saturating_add(self.index.get().memory())

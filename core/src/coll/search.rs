@@ -10,7 +10,7 @@
 
 use super::matching::{Eyes, Matcher};
 use super::request::{admit, same_dimension};
-use super::runtime::{Hit, SearchParams, SearchScratch, SearchStats};
+use super::runtime::{Hit, SearchParams, SearchStats};
 use super::seek::Seek;
 use super::{ahead, enter, refuse, Accept, Collection, Refusal};
 use crate::dist::{self, Metric};
@@ -92,7 +92,6 @@ struct Answer {
 pub struct Run {
     dir: Ino,
     seek: Seek,
-    scratch: SearchScratch,
     answers: Vec<Answer>,
     /// Bytes of the reply so far, about.
     bytes: usize,
@@ -115,13 +114,7 @@ fn begin(t: &Txn, ready: &Ready, dir: Ino, s: &proto::Search) -> Result<mem::Box
         _ => s.ef,
     };
     let params = SearchParams { query: &[], k: s.k, ef, radius: ready.radius, exact: s.exact };
-    let mut run = mem::Box::try_new(Run {
-        dir,
-        seek: Seek::new(c, &params),
-        scratch: SearchScratch::new(),
-        answers: Vec::new(),
-        bytes: 0,
-    })?;
+    let mut run = mem::Box::try_new(Run { dir, seek: Seek::new(c, &params), answers: Vec::new(), bytes: 0 })?;
     let mut words = Vec::new();
     for i in 0..s.queries.len() {
         words.clear();
@@ -167,7 +160,10 @@ impl Run {
             Ok(eyes.see(t, head.id).map_err(ahead)? && matcher.matches(t, dir, head.id).map_err(ahead)?)
         };
         let accept: Option<&mut Accept> = if judged { Some(&mut accept) } else { None };
-        self.seek.run(t.env(), ready.runtime, &t.absent, accept, &mut self.scratch)?;
+        let mut scratch = ready.runtime.borrow_scratch()?;
+        let found = self.seek.run(t.env(), ready.runtime, &t.absent, accept, &mut scratch);
+        ready.runtime.give_back(scratch);
+        found?;
         for i in 0..s.queries.len() {
             let mut hits = Vec::new();
             let stats = self.seek.hits(i, &mut hits)?;

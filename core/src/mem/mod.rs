@@ -10,12 +10,14 @@ mod buf;
 mod map;
 mod queue;
 mod sort;
+mod spare;
 
 pub use boxed::Box;
 pub use buf::{Aligned, Buf};
 pub use map::Map;
 pub use queue::Queue;
 pub use sort::{sink, sort_by, swap};
+pub use spare::Spare;
 
 use alloc::vec::Vec;
 
