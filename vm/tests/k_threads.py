@@ -399,18 +399,30 @@ def test_parallel_searches():
         vex.vexfs("collection", "create", v / "c", "--dim", dim, "--metric", "l2", "--index", "flat")
         vex.vexfs("insert", v / "c", "--npy", G.work / "s.npy", "--sync", "end")
 
-        def rate(workers):
-            """Searches a second of so many processes, each with a session of its own."""
+        def searcher():
+            c = Searcher(v / "c")
+            want = [c.search(q) for q in queries]
+
+            def once(n):
+                assert c.search(queries[n % 8]) == want[n % 8]
+
+            return once
+
+        def spinner():
+            block = bytes(200_000)
+            return lambda n: hashlib.sha256(block).digest()
+
+        def rate(make, workers):
+            """How often a second so many processes do what `make` gives, together."""
             counts, pids = mmap.mmap(-1, 4096), []
             begin = time.time()
             for k in range(workers):
                 pid = os.fork()
                 if pid == 0:
                     try:
-                        c, n = Searcher(v / "c"), 0
-                        want = [c.search(q) for q in queries]
+                        once, n = make(), 0
                         while time.time() < begin + seconds:
-                            assert c.search(queries[n % 8]) == want[n % 8]
+                            once(n)
                             n += 1
                         counts[8 * k:8 * k + 8] = struct.pack("<Q", n)
                         os._exit(0)
@@ -422,13 +434,13 @@ def test_parallel_searches():
             return sum(struct.unpack_from(f"<{workers}Q", counts)) / (time.time() - begin)
 
         cpus = min(os.cpu_count(), 4)
-        rate(1)
-        # In turns, because the host has other things to do.
-        pairs = [(rate(1), rate(cpus)) for _ in range(3)]
-        best = max(many / one for one, many in pairs)
+        rate(searcher, 1)
+        # In turns, and beside what the processors could do at that time: the host has other things to do, and they may be fewer than they seem.
+        rounds = [[rate(make, n) for make in (searcher, spinner) for n in (1, cpus)] for _ in range(3)]
+        best, (one, many, spin_one, spin_many) = max((r[1] / r[0] * r[2] / r[3], r) for r in rounds)
     fsck()
-    one, many = max(p[0] for p in pairs), max(p[1] for p in pairs)
-    text = f"{one:.0f} searches/s of one process, {many:.0f} of {cpus} on {cpus} CPUs, {best:.2f} times as many in the best of three"
-    # Side by side two do nearly twice as much; one after the other, no more than one.
-    assert cpus == 1 or best > 1.3, text
+    text = (f"{one:.0f} searches/s of one process, {many:.0f} of {cpus} on {cpus} CPUs, {many / one:.2f} times as many; processes that only compute {spin_many / spin_one:.2f} times; "
+            f"that is {best:.2f} of it in the best of three")
+    # Side by side they do as much more as processes that share nothing; one after the other, no more than one, which is half of that.
+    assert best > 0.7, text
     return text
