@@ -75,13 +75,15 @@ def test_memory_pressure():
         run("mount", "-t", "tmpfs", "-o", "size=100%", "tmpfs", hog)
         try:
             setting.write_text(f"{keep}\n")
-            held, end = 0, time.time() + 120
+            held, end, block = 0, time.time() + 120, bytes(MIB)
             with open(hog / "f", "wb", buffering=0) as f:
                 while figure("cached_nodes") > full / 2 and time.time() < end:
-                    if meminfo("MemFree") > keep * 1.08:
-                        f.write(bytes(MIB))
+                    # Half of what is too much, and so on, MiB by MiB at the end.
+                    spare = int(meminfo("MemFree") - keep * 1.08) >> 10
+                    for _ in range(-(-spare // 2)):
+                        f.write(block)
                         held += 1
-                    else:
+                    if spare <= 0:
                         time.sleep(0.01)
             left, free = figure("cached_nodes"), meminfo("MemFree")
         finally:
