@@ -56,7 +56,7 @@ def test_shrinker():
 def test_memory_pressure():
     """Processes that fill the memory get it from the module's cache, not from the out-of-memory killer"""
     kernel_only()
-    count = 6000 if G.quick else 40_000
+    count = 2500 if G.quick else 40_000
     mkfs()
     with mounted() as v:
         many_names(v, count)
