@@ -4,6 +4,7 @@
 
 pub mod files;
 pub mod machine;
+pub mod peer;
 pub mod raw;
 pub mod stats;
 pub mod tables;

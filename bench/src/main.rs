@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use vexfs_bench::peer::{self, PeerArgs};
 use vexfs_bench::raw::{Raw, Row};
 use vexfs_bench::tables::table;
 use vexfs_bench::vectors::Shape;
@@ -68,6 +69,13 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Answers bench/peers: requests about one collection on standard input, a line of JSON each
+    Peer {
+        /// Directory for the measurement; what is a collection there is dropped
+        path: OsString,
+        #[command(flatten)]
+        peer: PeerArgs,
+    },
     /// Makes Markdown tables of raw samples
     Table {
         /// Files that --out made
@@ -84,6 +92,7 @@ fn run() -> Done {
         Command::Insert { path, shape, batch, common } => (vectors::insert(&path, &shape, &batch, &common)?, common),
         Command::Search { path, shape, search, common } => (vectors::search(&path, &shape, &search, &common)?, common),
         Command::Files { path, count, mib, common } => (files::files(&path, count, mib, &common)?, common),
+        Command::Peer { path, peer } => return peer::serve(&path, &peer),
         Command::Table { files, details } => {
             let mut rows = Vec::new();
             for f in files {

@@ -49,11 +49,14 @@ pub struct Vectors {
 }
 
 impl Vectors {
-    fn len(&self) -> usize {
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty)] // nobody asks
+    pub fn len(&self) -> usize {
         self.words.len() / self.dim as usize
     }
 
-    fn row(&self, i: usize) -> &[f32] {
+    /// One of them.
+    pub fn row(&self, i: usize) -> &[f32] {
         &self.words[i * self.dim as usize..(i + 1) * self.dim as usize]
     }
 
@@ -72,7 +75,8 @@ fn random(seed: u64, dim: u32, n: usize) -> Vectors {
     Vectors { dim, words: (0..n * dim as usize).map(|_| next()).collect() }
 }
 
-fn load(path: &std::path::Path) -> Done<Vectors> {
+/// Reads a .npy file.
+pub fn load(path: &std::path::Path) -> Done<Vectors> {
     let source = VectorSource { vector: None, npy: Some(path.to_path_buf()), fvecs: None };
     let (dim, words) = source.read()?;
     Ok(Vectors { dim: dim as u32, words })
