@@ -3,6 +3,8 @@
 //! samples are kept whole in a file; tables are made from such files and from nothing else.
 
 pub mod files;
+#[cfg(feature = "kernels")]
+pub mod kernels;
 pub mod machine;
 pub mod peer;
 pub mod raw;

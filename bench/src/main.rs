@@ -76,6 +76,13 @@ enum Command {
         #[command(flatten)]
         peer: PeerArgs,
     },
+    /// Distance kernels beside those of other crates and beside reading memory, as JSON
+    #[cfg(feature = "kernels")]
+    Kernels {
+        /// Samples of each
+        #[arg(long, default_value_t = 5, value_name = "N")]
+        rounds: usize,
+    },
     /// Makes Markdown tables of raw samples
     Table {
         /// Files that --out made
@@ -93,6 +100,11 @@ fn run() -> Done {
         Command::Search { path, shape, search, common } => (vectors::search(&path, &shape, &search, &common)?, common),
         Command::Files { path, count, mib, common } => (files::files(&path, count, mib, &common)?, common),
         Command::Peer { path, peer } => return peer::serve(&path, &peer),
+        #[cfg(feature = "kernels")]
+        Command::Kernels { rounds } => {
+            let text = vexfs_bench::kernels::measure(rounds).to_string() + "\n";
+            return vexfs_cli::show::bytes(text.as_bytes());
+        }
         Command::Table { files, details } => {
             let mut rows = Vec::new();
             for f in files {
