@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from .engines import ENGINES, M, EF_CONSTRUCTION
 TARGETS = (0.95, 0.99)
 KINDS = ("flat", "hnsw", "ivf", "pq", "lsh")
 #: One thread everywhere. faiss brings an OpenBLAS, which is to choose its own kernel for this processor.
-THREADS = {v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS",
-                            "NUMEXPR_NUM_THREADS", "LANCE_CPU_THREADS", "LANCE_IO_THREADS", "TOKIO_WORKER_THREADS")}
+#: (LanceDB waits for itself for ever with one thread; like all it has one processor.)
+THREADS = {v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
+#: Seconds after which an engine that does not answer is given up.
+PATIENCE, PATIENCE_QUICK = 3600, 60
 
 
 class Gone(Exception):
@@ -120,6 +123,9 @@ class Engine:
         try:
             self.process.stdin.write(json.dumps({"do": do, **args}) + "\n")
             self.process.stdin.flush()
+            patience = PATIENCE_QUICK if self.quick else PATIENCE
+            if not select.select([self.process.stdout], [], [], patience)[0]:
+                raise Gone(f"no answer to '{do}' in {patience} s")
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -139,7 +145,7 @@ class Engine:
             except BrokenPipeError:
                 pass
             try:
-                self.process.wait(60)
+                self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
