@@ -84,6 +84,13 @@ fn filters(c: &mut Criterion) {
     g.finish();
 }
 
+/// Waits until everything is in the index.
+fn settle(client: &mut Client<Dir>) {
+    while client.info().is_ok_and(|i| i.pending > 0 || i.catching_up) {
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+}
+
 fn searches(c: &mut Criterion) {
     let mut g = c.benchmark_group("search 2,000 × 384");
     let host = host();
@@ -91,21 +98,24 @@ fn searches(c: &mut Criterion) {
     let (_, queries) = sample("sample.query.npy");
     let attributes: Vec<Attrs> =
         (0..base.len() / dim).map(|i| Attrs::from([("n".into(), AttrValue::I64(i as i64))])).collect();
-    for (name, kind) in [("flat", IndexKind::Flat), ("hnsw", IndexKind::Hnsw)] {
+    for kind in IndexKind::ALL.iter().copied() {
+        let name = kind.name();
         let dir = Files::new(&host).mkdir(format!("/{name}").as_bytes(), 0o755).expect("mkdir").ino;
         let mut client = Client::new(Dir(host.clone(), dir));
         client.create(&Schema::new(dim as u32, Metric::Cosine, kind)).expect("create");
         client
             .insert(&Insert { dim: dim as u32, vectors: &base, attrs: Some(&attributes), ..Insert::default() })
             .expect("insert");
-        while client.info().expect("info").pending > 0 {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        settle(&mut client);
+        // The number is the effort of the kind: ef, nprobe, rerank.
         let cases: &[(&str, u32, Option<&str>)] = match kind {
-            IndexKind::Flat => &[("exact", 0, None)],
-            _ => &[("ef 16", 16, None), ("ef 64", 64, None), ("ef 64, 5 % match", 64, Some("n < 100"))],
+            IndexKind::Flat => &[("exact", 0, None), ("exact, 5 % match", 0, Some("n < 100"))],
+            IndexKind::Hnsw => &[("ef 16", 16, None), ("ef 64", 64, None), ("ef 64, 5 % match", 64, Some("n < 100"))],
+            IndexKind::Ivf => &[("nprobe 8", 8, None), ("nprobe 32", 32, None)],
+            _ => &[("rerank 50", 50, None), ("rerank 200", 200, None)],
         };
-        for (case, ef, filter) in cases {
+        for (case, effort, filter) in cases {
+            let of = |k| if kind == k { *effort } else { 0 };
             let mut q = 0;
             g.bench_function(format!("{name}, {case}"), |b| {
                 b.iter(|| {
@@ -115,7 +125,9 @@ fn searches(c: &mut Criterion) {
                         dim: dim as u32,
                         queries: query,
                         k: 10,
-                        ef: *ef,
+                        ef: of(IndexKind::Hnsw),
+                        nprobe: of(IndexKind::Ivf),
+                        rerank: of(IndexKind::Pq).max(of(IndexKind::Lsh)),
                         filter: *filter,
                         ..Search::default()
                     };
@@ -125,6 +137,28 @@ fn searches(c: &mut Criterion) {
                 });
             });
         }
+    }
+    g.finish();
+}
+
+/// Building an index of each kind from nothing, until everything is in it.
+fn builds(c: &mut Criterion) {
+    let mut g = c.benchmark_group("build 2,000 × 384");
+    g.sample_size(10);
+    let host = host();
+    let (dim, base) = sample("sample.base.npy");
+    g.throughput(Throughput::Elements((base.len() / dim) as u64));
+    for kind in IndexKind::ALL.iter().copied() {
+        let dir = Files::new(&host).mkdir(format!("/{kind}").as_bytes(), 0o755).expect("mkdir").ino;
+        let mut client = Client::new(Dir(host.clone(), dir));
+        g.bench_function(kind.name(), |b| {
+            b.iter(|| {
+                client.create(&Schema::new(dim as u32, Metric::Cosine, kind)).expect("create");
+                client.insert(&Insert { dim: dim as u32, vectors: &base, ..Insert::default() }).expect("insert");
+                settle(&mut client);
+                client.drop_collection().expect("drop");
+            });
+        });
     }
     g.finish();
 }
@@ -169,5 +203,5 @@ fn tree(c: &mut Criterion) {
     g.finish();
 }
 
-criterion_group!(benches, distances, filters, searches, tree);
+criterion_group!(benches, distances, filters, searches, builds, tree);
 criterion_main!(benches);

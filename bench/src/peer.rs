@@ -385,8 +385,7 @@ pub fn serve(path: &OsStr, args: &PeerArgs) -> Done {
         fail!(code::USAGE, "the queries have dimension {}, the data has {}", queries.dim, base.dim);
     }
     let volume = Some(Volume::open(path)?);
-    let mut peer =
-        Peer { args, base, queries, volume, door: None, memory_before: 0, used_before: 0, memory_after: 0 };
+    let mut peer = Peer { args, base, queries, volume, door: None, memory_before: 0, used_before: 0, memory_after: 0 };
     let stdin = std::io::stdin();
     for line in stdin.lock().lines() {
         let line = line.map_err(|e| Failure::io("standard input", &e))?;
