@@ -198,7 +198,7 @@ class SetReport:
 
 
 def kernels(raw):
-    """Our kernels beside the crates' and memory."""
+    """A page on our kernels beside the crates' and memory."""
     best = {(k["set"], k["dim"], k["what"], k["whose"]): max(k["bytes_per_second"]) / 1e9 for k in raw["kernels"]}
     rows = []
     for (set_, dim, what, whose), ours in best.items():
@@ -210,16 +210,26 @@ def kernels(raw):
         rows.append([what, dim, set_, number(ours), f"{number(theirs)} ({crate})", times(ours, theirs), number(memory),
                      times(ours, memory)])
     rows.sort(key=lambda r: r[:2])
-    return table(["kernel", "dim", "set", "VexFS, GB/s", "the faster crate, GB/s", "×", "reading, GB/s", "× reading"], rows)
+    text = (
+        "# Distance kernels\n\nMade by bench/peers --kernels from kernels.json. " + ran(raw) + f", path {raw['path']}. Bytes of "
+        f"stored vectors for each second of processor time, best of {raw['rounds']} rounds; sets that fit the caches and one that "
+        "does not, beside the rate of only reading the same memory. simsimd sums f32 in f32, numkong in f64: each stands beside "
+        "our kernel that does the same.\n\n")
+    return text + table(["kernel", "dim", "set", "VexFS, GB/s", "the faster crate, GB/s", "×", "reading, GB/s", "× reading"], rows)
+
+
+def ran(raw):
+    """When and where."""
+    where = "a virtual machine" if raw["hypervisor"] else "bare metal"
+    return f"{raw['date']}, commit {raw['commit']}; {raw['cpu']}, {where}, Linux {raw['kernel']}"
 
 
 def markdown(raw):
     """The page."""
     out = ["# VexFS beside other engines\n",
            "Made by bench/peers from peers.json; `bench/peers --report` makes it again. No figure is typed by hand.\n"]
-    where = "a virtual machine" if raw["hypervisor"] else "bare metal"
     out.append(
-        f"{raw['date']}, commit {raw['commit']}; {raw['cpu']}, {where}, Linux {raw['kernel']}. Everything ran on one processor, "
+        f"{ran(raw)}. Everything ran on one processor, "
         f"one thread each, in turns: best of {raw['rounds']} rounds. Queries are converted inside the timing. Each engine "
         "searches with the smallest effort that reaches the recall; all are compared with one exact truth. Ratios are to the "
         "reference of the kind (" + ", ".join(f"{k}: {v}" for k, v in REFERENCE.items()) + "). Searches and building are given for "
@@ -247,9 +257,6 @@ def markdown(raw):
                 r.sizes()]
         if any(e.get("reopen") for e in d["engines"]):
             out += ["### Cold open\n", "The image out of the page cache, then open until the first answer.\n", r.opens()]
-    if raw.get("kernels"):
-        out += ["## Distance kernels\n", f"Path {raw['path']}. Bytes of stored vectors a second; what does not fit the caches "
-                "stands beside the rate of reading.\n", kernels(raw)]
     left = [[x["engine"], x.get("set", "all"), x.get("while", "installing"), x["reason"]]
             for x in raw["left_out"] + [y for s in raw["sets"] for y in s["left_out"]]]
     out += ["## Left out\n", table(["engine", "set", "while", "reason"], left, 4)]
@@ -301,8 +308,11 @@ def write(folder):
         found = True
         raw = json.loads((folder / "scale.json").read_text())
         plot(raw, folder / "scale.svg")
-        text = (f"# Search cost against size\n\nMade by bench/peers --scale from scale.json. {raw['date']}, commit "
-                f"{raw['commit']}; {raw['cpu']}, one core, one query a call, best of {raw['rounds']} rounds.\n\n![plot](scale.svg)\n\n")
+        text = (f"# Search cost against size\n\nMade by bench/peers --scale from scale.json. {ran(raw)}; one core, one query a "
+                f"call, best of {raw['rounds']} rounds.\n\n![plot](scale.svg)\n\n")
         (folder / "scale.md").write_text(text + scale_table(raw))
+    if (folder / "kernels.json").exists():
+        found = True
+        (folder / "kernels.md").write_text(kernels(json.loads((folder / "kernels.json").read_text())))
     if not found:
-        raise SystemExit(f"peers: {folder} has neither peers.json nor scale.json; run bench/peers first")
+        raise SystemExit(f"peers: {folder} has no peers.json, kernels.json or scale.json; run bench/peers first")

@@ -136,7 +136,8 @@ impl Volume {
     }
 }
 
-fn clock(id: libc::clockid_t) -> f64 {
+/// Seconds of a clock.
+pub(crate) fn clock(id: libc::clockid_t) -> f64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a place for the result; both clocks that are asked for exist on every Linux.
     unsafe { libc::clock_gettime(id, &mut t) };
