@@ -49,6 +49,7 @@ class SetReport:
 
     def __init__(self, data):
         self.data = data
+        self.name = data["name"] + (", some engines again" if data["only"] else "")
         self.engines = {e["key"]: e for e in data["engines"]}
 
     def at(self, key, target):
@@ -146,7 +147,7 @@ class SetReport:
     def targets(self):
         """What is aimed for, and what was measured."""
         out = []
-        name = self.data["name"]
+        name = self.name
 
         def add(what, aim, value, text=None):
             if value is not None:
@@ -229,23 +230,25 @@ def markdown(raw):
     out = ["# VexFS beside other engines\n",
            "Made by bench/peers from peers.json; `bench/peers --report` makes it again. No figure is typed by hand.\n"]
     out.append(
-        f"{ran(raw)}. Everything ran on one processor, "
-        f"one thread each, in turns: best of {raw['rounds']} rounds. Queries are converted inside the timing. Each engine "
+        f"{ran(raw)}. Each set is a comparison of its own: everything ran on one processor, "
+        "one thread each, in turns, and the best of the rounds counts. Queries are converted inside the timing. Each engine "
         "searches with the smallest effort that reaches the recall; all are compared with one exact truth. Ratios are to the "
         "reference of the kind (" + ", ".join(f"{k}: {v}" for k, v in REFERENCE.items()) + "). Searches and building are given for "
         "each second of processor time, all threads of the engine (and the FUSE daemon) counted, because others used the "
         "machine too; in brackets are the ratios by the wall clock. What waits for the disk is given by the wall clock. A trivial call is a search among 10 vectors (300 or 1,000 where fewer cannot be "
         "indexed). VexFS returns distances in f64 from full vectors for every kind. All indexes are as their defaults make them; "
         "graphs have 16 links (32 in the bottom layer) and 200 candidates while building. Codes of pq take a byte for 8 elements "
-        "and those of lsh 48 × (log2 n − 3) bits, here and there.\n")
-    if raw["quick"]:
-        out.append("**This was a --quick run: small sets and short rounds. The figures mean nothing.**\n")
+        "and those of lsh 48 × (log2 n − 3) bits, here and there. LanceDB's ef is at least the number of "
+        "candidates that are measured again.\n")
+    if any(s["quick"] for s in raw["sets"]):
+        out.append("**There is a --quick run among these: small sets and short rounds. The figures mean nothing.**\n")
     reports = [SetReport(s) for s in raw["sets"]]
     rows = [row for r in reports for row in r.targets()]
     out += ["## Targets\n", table(["set", "what", "aim", "measured", "met"], rows, 3)]
     for r in reports:
         d = r.data
-        out.append(f"## {d['name']}: {d['n']:,} × {d['dim']}, {d['metric']}, {d['queries']} queries\n")
+        out.append(f"## {r.name}: {d['n']:,} × {d['dim']}, {d['metric']}, {d['queries']} queries\n")
+        out.append(f"Commit {d['commit']}, {d['date']}, best of {d['rounds']} rounds.\n")
         for t in TARGETS:
             out += [f"### Searches at recall@10 ≥ {t}\n", r.searches(t)]
         if any(e["driver"] == "FUSE" for e in d["engines"]):
