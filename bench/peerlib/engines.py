@@ -134,8 +134,6 @@ class Faiss(Engine):
         import faiss
         self.faiss = faiss
         faiss.omp_set_num_threads(1)
-        # From 20 queries on a product of matrices is quicker than scans, for l2 ten times; this version begins it later.
-        faiss.cvar.distance_compute_blas_threshold = 20
         self.distance = faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
         self.index = self.make()
 
@@ -157,7 +155,13 @@ class Faiss(Engine):
         return self.index.search(query.reshape(1, -1), self.k)
 
     def many(self, queries):
-        return self.index.search(queries, self.k)
+        # For many queries a product of matrices is quicker than scans, for l2 ten times, and this version would not make
+        # it; for one query it is slower.
+        usual = self.faiss.cvar.distance_compute_blas_threshold
+        self.faiss.cvar.distance_compute_blas_threshold = 20
+        answer = self.index.search(queries, self.k)
+        self.faiss.cvar.distance_compute_blas_threshold = usual
+        return answer
 
     def ids(self, answer):
         return super().ids(answer[1])
