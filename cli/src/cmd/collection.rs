@@ -135,6 +135,7 @@ fn info(a: &PathJson) -> Done {
         ("not in the index yet", show::count(info.pending)),
         ("deleted, still in the index", show::count(info.tombstones)),
         ("damaged vectors", show::count(info.damaged)),
+        ("vectors", show::size((info.records + info.files).saturating_mul(u64::from(info.schema.dim) * 4))),
         ("stored index", show::size(info.index_bytes)),
         ("memory", show::size(info.memory)),
         ("next id", info.next_id.to_string()),

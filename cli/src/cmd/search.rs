@@ -41,7 +41,7 @@ pub fn search(a: &Search) -> Done {
     let total = queries.len() / dim;
     let bar = show::progress(total as u64, "searching");
     let start = Instant::now();
-    let (mut evaluations, mut hops) = (0, 0);
+    let (mut evaluations, mut hops, mut reads) = (0, 0, 0);
     let mut spent = 0.0;
     let at_once = (RESULTS / k as usize).clamp(1, QUERIES);
     for (n, part) in queries.chunks(at_once * dim).enumerate() {
@@ -62,6 +62,7 @@ pub fn search(a: &Search) -> Done {
         spent += asked.elapsed().as_secs_f64();
         evaluations += found.evaluations;
         hops += found.hops;
+        reads += found.reads;
         for (i, result) in found.queries.iter().enumerate() {
             let query = n * at_once + i;
             if a.k.is_none() && result.hits.len() == K_MAX as usize {
@@ -84,7 +85,7 @@ pub fn search(a: &Search) -> Done {
     }
     if a.stats && !a.json {
         eprintln!(
-            "{total} queries in {:.3} s ({:.0}/s): {:.1} distance evaluations and {:.1} nodes visited a query",
+            "{total} queries in {:.3} s ({:.0}/s): {:.1} distance evaluations and {:.1} nodes visited a query, {reads} pages of vectors read",
             start.elapsed().as_secs_f64(),
             total as f64 / spent.max(1e-9),
             evaluations as f64 / total.max(1) as f64,

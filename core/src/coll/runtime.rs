@@ -6,7 +6,7 @@
 //! Life: [`Collection::new`]; to load a stored one, [`load_slots`](Collection::load_slots) with the slot stream in order, then
 //! [`load_index`](Collection::load_index) once (also for a collection that was just made). After that
 //! [`put`](Collection::put) and [`drop_slot`](Collection::drop_slot) as transactions are applied,
-//! [`work`](Collection::work) in the background. Vectors come when they are needed ([`admit_pages`](Collection::admit_pages)) and
+//! [`work`](Collection::work) in the background. Vectors come when they are needed ([`admit_page`](Collection::admit_page)) and
 //! go for want of memory ([`evict`](Collection::evict)); a loader may also bring all of them in at once, before the index, with
 //! [`load_vector_bytes`](Collection::load_vector_bytes).
 
@@ -503,7 +503,8 @@ impl Collection {
     }
 
     /// Stores a vector: after its transaction was applied, or at replay of the log. What the slot held is gone; a
-    /// record that had the same id elsewhere has lost that slot. The slot's page must not be [absent](Self::is_absent).
+    /// record that had the same id elsewhere has lost that slot. The pages that [`absent_for_put`](Self::absent_for_put) names
+    /// must be in memory.
     pub fn put(&mut self, slot: u64, head: Slot, words: &[u32]) -> Result<(), Error> {
         if words.len() != self.store.dim() {
             return Err(Error::WrongDimension);
@@ -753,84 +754,6 @@ impl Collection {
         self.sets.writing.reset();
     }
 
-    // --- pages of vectors ---
-
-    /// Adds the pages that have to be in memory before the slot is put: its own, and those that share a block of the stream
-    /// with it, as that will be written anew.
-    pub fn absent_for_put(&self, slot: u64, pages: &mut Vec<u32>) -> Result<(), NoMemory> {
-        let start = slot.saturating_mul(self.vector_bytes());
-        let end = start.saturating_add(self.vector_bytes()).next_multiple_of(BLOCK as u64);
-        let (first, _) = self.vector_place(start >> BLOCK_SHIFT << BLOCK_SHIFT);
-        let (last, _) = self.vector_place(end.saturating_sub(1));
-        for page in self.store.page(first as usize)..=self.store.page(last as usize) {
-            if self.store.is_absent(page) {
-                mem::push(pages, page as u32)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The bytes of the vector stream that a page is made of.
-    pub fn page_bytes_range(&self, page: u32) -> core::ops::Range<u64> {
-        let slots = self.store.page_slots(page as usize);
-        let at = |slot: usize| (slot as u64).min(self.slots()).saturating_mul(self.vector_bytes());
-        at(slots.start)..at(slots.end)
-    }
-
-    /// Brings an absent page in, from the bytes of the stream that [`page_bytes_range`](Self::page_bytes_range) says; zeros for what is
-    /// damaged. Vectors that are not those of their slots are damaged from now on; those that are it again no longer.
-    pub fn admit_page(&mut self, env: &Env, page: u32, bytes: &[u8], tick: u64) -> Result<(), NoMemory> {
-        if !self.store.is_absent(page as usize) {
-            return Ok(());
-        }
-        self.store.admit_page(page as usize, tick)?;
-        let per = self.vector_bytes().max(1) as usize;
-        for (slot, bytes) in self.store.page_slots(page as usize).zip(bytes.chunks_exact(per)) {
-            if let Some(row) = self.store.vector_mut(slot) {
-                for (to, b) in row.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *to = u32::from_le_bytes(b.try_into().unwrap_or([0; 4]));
-                }
-            }
-            let at = slot as u64;
-            let Some(head) = self.store.head(slot).copied().filter(is_live) else { continue };
-            let sound = self.store.vector(slot).is_some_and(|row| self.is_sound(env, &head, row));
-            if !sound && self.sets.searchable.clear(at) {
-                self.sets.damaged.set(at);
-                self.sets.pending.clear(at);
-                self.index.get_mut().overwritten(slot as u32);
-                self.changes = self.changes.saturating_add(1);
-                self.moment.drops = self.moment.drops.saturating_add(1);
-            } else if sound && self.sets.damaged.clear(at) {
-                self.sets.searchable.set(at);
-                if !self.index.get().finds(slot as u32) {
-                    self.sets.pending.set(at);
-                }
-                self.moment.restarts = self.moment.restarts.saturating_add(1);
-            }
-        }
-        Ok(())
-    }
-
-    /// Drops pages whose vectors are on the device until `bytes` of memory are gone, except those used at tick `protect` or
-    /// after. Gives the bytes that went.
-    pub fn evict(&mut self, bytes: usize, protect: u64) -> usize {
-        if self.whole {
-            return 0;
-        }
-        let per = self.vector_bytes();
-        let sets = &*self.sets;
-        let keep = |slots: core::ops::Range<usize>| {
-            let of = blocks((slots.start as u64).saturating_mul(per), (slots.end as u64).saturating_mul(per));
-            [&sets.dirty_vectors, &sets.writing].iter().any(|s| s.next(of.start).is_some_and(|b| b < of.end))
-        };
-        self.store.evict(bytes, protect, &keep)
-    }
-
-    /// Bytes of memory that vectors take.
-    pub fn vector_memory(&self) -> usize {
-        self.store.resident_bytes()
-    }
-
     /// The index as bytes, to persist; `None` if the kind keeps nothing. [`index_kind`](Self::index_kind) says what to
     /// put into the [`IndexRoot`].
     pub fn index_bytes(&self) -> Result<Option<Vec<u8>>, NoMemory> {
@@ -908,6 +831,9 @@ impl Collection {
         Ok(())
     }
 }
+
+#[path = "runtime_pages.rs"]
+mod pages;
 
 #[cfg(test)]
 #[path = "runtime_tests.rs"]
