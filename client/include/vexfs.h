@@ -290,7 +290,7 @@ struct vexfs_search_reply {
 	__le32 reserved; /* Zero. */
 	__le64 evaluations; /* Distance evaluations of all queries. */
 	__le64 hops; /* Graph nodes (or lists) visited by all queries. */
-	__le64 reserved2; /* Zero. */
+	__le64 reads; /* Pages of vectors that had to be read because they were not in memory. */
 };
 _Static_assert(sizeof(struct vexfs_search_reply) == 32, "vexfs_search_reply");
 
