@@ -173,6 +173,26 @@ def test_the_same_after_reopening_and_in_both_drivers():
     m.start()
 
 
+def test_the_same_with_little_memory():
+    """With caches of a tenth of the vectors (at least 1 MiB) the results are the same, and pages are read."""
+    m = state["m"]
+    m.stop()
+    mib = max(1, ROWS * DIM * 4 // 10 >> 20)
+    small = home.mount(image, f"cache_mb={mib}")
+    reads = []
+    try:
+        for name, want, more in (("flat", state["flat"], ()), ("hnsw", state["hnsw"], ("--ef", 64)), *((i, state[i], ()) for i in OTHERS)):
+            got = vexfs("search", small / name, "--npy", QUERY, "-k", 10, *more, "--json").out
+            assert got == want, f"{name}: results differ with little memory"
+            p = vexfs("search", small / name, "--npy", QUERY, "-k", 10, *more, "--stats", "--ivecs", home / "out.ivecs")
+            reads.append((name, int(p.err.split(" pages of vectors read")[0].rsplit(" ", 1)[1])))
+    finally:
+        small.stop()
+        m.start()
+    assert dict(reads)["flat"] > 0, reads
+    return f"{mib} MiB for {ROWS * DIM * 4 >> 20} MiB; pages read again: " + ", ".join(f"{n} {r}" for n, r in reads)
+
+
 def test_export_and_import_round_trip():
     m = state["m"]
     vexfs("export", m / "hnsw", home / "out1")

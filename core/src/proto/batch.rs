@@ -87,6 +87,7 @@ impl<'a> Batch<'a> {
             total.count = total.count.saturating_add(s.count);
             total.evaluations = total.evaluations.saturating_add(s.evaluations);
             total.hops = total.hops.saturating_add(s.hops);
+            total.reads = total.reads.saturating_add(s.reads);
             len = len.saturating_add(part.len()).saturating_sub(REPLY);
         }
         if len > wire::FRAME_MAX {
