@@ -18,7 +18,7 @@ use super::{access, ahead, enter, refuse, resolve, visible, Refusal};
 use crate::dist::{self, Metric};
 use crate::error::{Error, Step};
 use crate::filter::attrs;
-use crate::format::{inode_flags, kind, Record, Schema, FILE_ID_BASE};
+use crate::format::{inode_flags, kind, Key, Record, Schema, FILE_ID_BASE};
 use crate::ns::{self, perm};
 use crate::op::{Cred, Ino, Reply};
 use crate::proto::{self, wire, Body, Failure, Request};
@@ -147,7 +147,9 @@ fn reindex(t: &mut Txn, dir: Ino, cred: &Cred, r: &Request, s: &proto::Schema) -
     c.schema.index = or(w.index, old.index);
     parameters(&mut c.schema, w, Some(&old));
     schema::validate(&c.schema).map_err(bad_schema)?;
-    // The stored index does not have these parameters: it goes first, so that a crash cannot bring it back.
+    // The stored index does not have these parameters: it goes first, so that a crash cannot bring it back. What says that
+    // there is one goes before its blocks, for that may take several steps.
+    t.del(Key::new(dir, kind::INDEX, 0))?;
     if !clear(t, dir, kind::INDEX_EXTENT, kind::INDEX, &mut Progress::default())? {
         return Ok(None);
     }
