@@ -27,6 +27,8 @@ pub struct Paging {
     for_work: bool,
     /// A read failed: it is tried once more.
     again: bool,
+    /// Addresses from which bytes came that were not what they should be, and were read once more for that.
+    suspects: Vec<u64>,
 }
 
 /// Blocks of the vector stream that lie together on the device.
@@ -86,7 +88,7 @@ impl Volume {
             mem::push(&mut waiters, id)?;
             self.add_wait(id);
         }
-        let p = Paging { ino, pages, waiters, for_work: id.is_none(), again: false };
+        let p = Paging { ino, pages, waiters, for_work: id.is_none(), again: false, suspects: Vec::new() };
         self.paging.insert(t, mem::Box::try_new(p)?)?;
         self.wake(t);
         Ok(())
@@ -135,7 +137,11 @@ impl Volume {
             }
             return Ok(false);
         }
-        let checked = check(&t, &pieces, task.retried)?;
+        let mut again = Vec::new();
+        let checked = check(&t, &pieces, &p.suspects, &mut again)?;
+        if !again.is_empty() {
+            return self.read_again(id, &again);
+        }
         let (env, now) = (self.view.env, self.view.tree.time());
         let mut bytes = Vec::new();
         let mut at = 0usize;
@@ -155,6 +161,18 @@ impl Volume {
         }
         self.more_vectors = true;
         Ok(true)
+    }
+
+    /// Reads what is at `addrs` once more.
+    fn read_again(&mut self, id: u64, addrs: &[u64]) -> Step<bool> {
+        if let (Some(t), Some(p)) = (self.tasks.get_mut(id), self.paging.get_mut(id)) {
+            mem::extend(&mut p.suspects, addrs)?;
+            for addr in addrs {
+                t.arrived.remove(*addr);
+            }
+        }
+        self.wake(id);
+        Ok(false)
     }
 
     /// The pages are there, or could not be brought in: who waits for them runs on.
@@ -291,20 +309,22 @@ fn extent_at<'t>(t: &'t Txn, ino: Ino, at: u64) -> Step<Option<(u64, u64, u64, &
     Ok(None)
 }
 
-/// Which blocks are what their checksums say. If one is not, it may have been replaced while it was read: `Corrupt` the first
-/// time.
+/// Which blocks are what their checksums say. One that is not may have been replaced while it was read, or the device may have
+/// given another: unless that is so for the second time (`suspects`), its address goes to `again`.
 #[inline(never)]
-fn check(t: &Txn, pieces: &[Piece], retried: bool) -> Step<Vec<Vec<bool>>> {
+fn check(t: &Txn, pieces: &[Piece], suspects: &[u64], again: &mut Vec<u64>) -> Step<Vec<Vec<bool>>> {
     let mut out = Vec::new();
     for p in pieces {
         let mut good = Vec::new();
         let data = t.data(p.addr, p.crcs.len() as u32)?;
+        let mut all = true;
         for (crc, b) in p.crcs.iter().zip(data.chunks_exact(BLOCK)) {
             let fine = (t.env().crc32c)(0, b) == *crc;
-            if !fine && !retried {
-                return Err(Stop::Fail(Error::Corrupt));
-            }
+            all &= fine;
             mem::push(&mut good, fine)?;
+        }
+        if !all && !suspects.contains(&p.addr) {
+            mem::push(again, p.addr)?;
         }
         mem::push(&mut out, good)?;
     }
