@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::checksum::crc32c;
+use crate::format::IndexRoot;
 use crate::dist::{self, bits_to_key, Distance};
 use std::collections::{BTreeMap, BTreeSet};
 use std::{println, vec, vec::Vec};

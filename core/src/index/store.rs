@@ -417,18 +417,13 @@ impl VectorStore {
     }
 
     fn fresh_page(&mut self, page: usize) -> Result<(), NoMemory> {
-        if self.rows.has(page) || self.is_absent(page) {
+        if self.is_absent(page) {
             return Ok(());
         }
-        while self.stamps.len() <= page {
-            mem::push(&mut self.stamps, Stamp::default())?;
-        }
-        self.rows.grow_chunk(page)?;
-        self.resident = self.resident.saturating_add(1);
-        Ok(())
+        self.admit_page(page, 0)
     }
 
-    /// Makes an absent page, with zeros in it: the caller fills it at once.
+    /// Makes a page that is not there, with zeros in it, used at `tick`: who brings an absent one in fills it at once.
     pub fn admit_page(&mut self, page: usize, tick: u64) -> Result<(), NoMemory> {
         if self.rows.has(page) {
             return Ok(());
