@@ -5,6 +5,7 @@
 pub mod base;
 pub mod exercise;
 pub mod machine;
+pub mod poke;
 pub mod repair;
 
 pub use machine::{Disk, Machine};
