@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::checksum::crc32c;
-use crate::format::IndexRoot;
 use crate::dist::{self, bits_to_key, Distance};
+use crate::format::IndexRoot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::{println, vec, vec::Vec};
 
