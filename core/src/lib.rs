@@ -52,6 +52,7 @@ pub mod mem;
 pub mod ns;
 pub mod op;
 pub mod proto;
+mod sync;
 pub mod tree;
 pub mod txn;
 

@@ -5,15 +5,23 @@
 //! log groups and flushes. Helper threads take what a caller leaves over; one more thread keeps time and
 //! does background work in bounded steps.
 
+mod alarm;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod waiter;
+
 use crate::device::{Access, Device, FileDevice};
 use crate::error::{OpenError, OpenErrorKind};
 use crate::now;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{self, is_poisoned, locked, thread, Arc, LockResult, Mutex, RwLock, RwLockWriteGuard};
+use alarm::Alarm;
+use queue::Queue;
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
-use std::thread::JoinHandle;
+use std::sync::TryLockError;
 use std::time::{Duration, Instant};
 
 use vexfs_core::engine::{OpId, Options, State, Stats, Volume};
@@ -22,6 +30,7 @@ use vexfs_core::io::{Io, IoError, IoKind};
 use vexfs_core::op::{Cred, Ino, Op, Reply, Time};
 use vexfs_core::proto::{wire, Batch};
 use vexfs_core::Error;
+use waiter::Waiter as Waits;
 
 /// How to run a volume.
 #[derive(Clone, Debug)]
@@ -56,28 +65,20 @@ fn quarter_of_memory() -> usize {
 /// acknowledged is lost, the next open replays the log.
 pub struct Host {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 struct Shared {
     core: RwLock<Core>,
     device: Box<dyn Device>,
     /// I/O that waits for a helper.
-    ready: Mutex<VecDeque<Io>>,
-    ready_cv: Condvar,
+    ready: Queue<Io>,
     /// Threads that wait for `core`; background work gives way to them.
     wanting: AtomicUsize,
     /// Held by the one thread that does background work.
     working: Mutex<()>,
-    /// Time of the next wake-up of the background thread in nanoseconds since 1970.
-    wake_at: AtomicU64,
-    /// Something happened since the background thread looked last.
-    nudged: AtomicBool,
-    /// The background thread sleeps until it is nudged.
-    parked: AtomicBool,
-    timer: Mutex<()>,
-    timer_cv: Condvar,
-    stop: AtomicBool,
+    /// Wakes the background thread.
+    alarm: Alarm,
     read_only: bool,
 }
 
@@ -87,32 +88,18 @@ struct Core {
 }
 
 /// Where one thread waits for the reply of its operation.
-#[derive(Default)]
-struct Waiter {
-    slot: Mutex<Slot>,
-    cv: Condvar,
-}
-
-#[derive(Default)]
-struct Slot {
-    reply: Option<Result<Reply, Error>>,
-    /// The thread sleeps: most replies come while it works, and waking it would cost a system call.
-    asleep: bool,
-}
+type Waiter = Waits<Result<Reply, Error>>;
 
 /// Most writes that a thread carries out between two looks at the volume.
 const WRITE_BATCH: usize = 32;
 /// Most reads; they may each wait for the device, so the others go to the helpers.
 const READ_BATCH: usize = 2;
+/// Most writes that a helper takes at once.
+const HELPER_WRITES: usize = 8;
 /// The background thread looks for work at most this often while it finds none.
 const IDLE_PAUSE: Duration = Duration::from_millis(10);
 /// Background work lets others at the lock for at most so long.
 const GIVE_WAY: Duration = Duration::from_millis(20);
-
-fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What these mutexes guard is never left half changed.
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn nanos(t: Time) -> u64 {
     u64::try_from(t.sec).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(u64::from(t.nsec))
@@ -129,42 +116,7 @@ impl Host {
 
     /// Opens the volume on `device`; `name` is for messages.
     pub fn open(device: Box<dyn Device>, name: &str, options: &HostOptions) -> Result<Host, OpenError> {
-        let bytes = device.len();
-        if bytes == 0 {
-            return Err(OpenError::new(
-                OpenErrorKind::Empty,
-                format!("{name}: the file is empty; make a volume in it: mkfs.vexfs -s SIZE {name}"),
-            ));
-        }
-        let blocks = bytes / BLOCK as u64;
-        if blocks < 2 {
-            return Err(OpenError::new(
-                OpenErrorKind::Empty,
-                format!(
-                    "{name}: {bytes} bytes are too few for a volume ({} MiB is the least); make one: mkfs.vexfs -s SIZE {name}",
-                    (VOLUME_MIN * BLOCK as u64) >> 20
-                ),
-            ));
-        }
-        let read_only = options.read_only || device.read_only();
-        let volume = Volume::open(crate::env(options), blocks, Options { read_only, ..Options::default() }, now())
-            .map_err(|e| OpenError::from_core(name, e))?;
-        let shared = Arc::new(Shared {
-            core: RwLock::new(Core { volume, waiters: HashMap::new() }),
-            device,
-            ready: Mutex::default(),
-            ready_cv: Condvar::new(),
-            wanting: AtomicUsize::new(0),
-            working: Mutex::new(()),
-            wake_at: AtomicU64::new(0),
-            nudged: AtomicBool::new(false),
-            parked: AtomicBool::new(false),
-            timer: Mutex::new(()),
-            timer_cv: Condvar::new(),
-            stop: AtomicBool::new(false),
-            read_only,
-        });
-        shared.bring_up().map_err(|e| OpenError::from_core(name, e))?;
+        let shared = Shared::open(device, name, options)?;
         let mut host = Host { shared, threads: Vec::new() };
         for i in 0..options.helpers.max(1) {
             host.spawn(name, &format!("vexfs-io-{i}"), Shared::help)?;
@@ -173,10 +125,10 @@ impl Host {
         Ok(host)
     }
 
-    fn spawn(&mut self, name: &str, thread: &str, run: fn(&Shared)) -> Result<(), OpenError> {
+    fn spawn(&mut self, name: &str, called: &str, run: fn(&Shared)) -> Result<(), OpenError> {
         let shared = self.shared.clone();
-        let handle = std::thread::Builder::new()
-            .name(thread.to_string())
+        let handle = thread::Builder::new()
+            .name(called.to_string())
             .spawn(move || run(&shared))
             .map_err(|e| OpenError::new(OpenErrorKind::Io, format!("{name}: cannot start a thread: {e}")))?;
         self.threads.push(handle);
@@ -302,26 +254,58 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        drop(locked(&self.shared.ready));
-        self.shared.ready_cv.notify_all();
-        drop(locked(&self.shared.timer));
-        self.shared.timer_cv.notify_all();
+        self.shared.ready.close();
+        self.shared.alarm.stop();
         for t in self.threads.drain(..) {
             let _ = t.join();
         }
     }
 }
 
-thread_local! {
-    static WAITER: RefCell<Option<Arc<Waiter>>> = const { RefCell::new(None) };
+sync::thread_local! {
+    static WAITER: RefCell<Option<Arc<Waiter>>> = RefCell::new(None);
 }
 
 impl Shared {
+    /// Opens the volume; nothing happens by itself yet.
+    fn open(device: Box<dyn Device>, name: &str, options: &HostOptions) -> Result<Arc<Shared>, OpenError> {
+        let bytes = device.len();
+        if bytes == 0 {
+            return Err(OpenError::new(
+                OpenErrorKind::Empty,
+                format!("{name}: the file is empty; make a volume in it: mkfs.vexfs -s SIZE {name}"),
+            ));
+        }
+        let blocks = bytes / BLOCK as u64;
+        if blocks < 2 {
+            return Err(OpenError::new(
+                OpenErrorKind::Empty,
+                format!(
+                    "{name}: {bytes} bytes are too few for a volume ({} MiB is the least); make one: mkfs.vexfs -s SIZE {name}",
+                    (VOLUME_MIN * BLOCK as u64) >> 20
+                ),
+            ));
+        }
+        let read_only = options.read_only || device.read_only();
+        let volume = Volume::open(crate::env(options), blocks, Options { read_only, ..Options::default() }, now())
+            .map_err(|e| OpenError::from_core(name, e))?;
+        let shared = Arc::new(Shared {
+            core: RwLock::new(Core { volume, waiters: HashMap::new() }),
+            device,
+            ready: Queue::new(),
+            wanting: AtomicUsize::new(0),
+            working: Mutex::new(()),
+            alarm: Alarm::new(),
+            read_only,
+        });
+        shared.bring_up().map_err(|e| OpenError::from_core(name, e))?;
+        Ok(shared)
+    }
+
     /// Runs `f` under the exclusive side of the lock, then hands out replies and appends new I/O to `ios`.
     fn step<T>(&self, ios: &mut Vec<Io>, f: impl FnOnce(&mut Core) -> T) -> Result<T, Error> {
         let (out, timeout) = self.quiet_step(ios, f)?;
-        self.nudge(timeout);
+        self.alarm.nudge(timeout.map(nanos));
         Ok(out)
     }
 
@@ -379,23 +363,9 @@ impl Shared {
         let timeout = core.volume.poll_timeout();
         drop(core);
         for (w, reply) in answered {
-            let mut slot = locked(&w.slot);
-            slot.reply = Some(reply);
-            if slot.asleep {
-                w.cv.notify_one();
-            }
+            w.answer(reply);
         }
         Ok((out, timeout))
-    }
-
-    /// Tells the background thread that something may have changed for it.
-    fn nudge(&self, timeout: Option<Time>) {
-        let sooner = timeout.map(nanos).is_some_and(|t| self.wake_at.fetch_min(t, Ordering::SeqCst) > t);
-        let first = !self.nudged.swap(true, Ordering::SeqCst);
-        if sooner || first && self.parked.load(Ordering::SeqCst) {
-            drop(locked(&self.timer));
-            self.timer_cv.notify_one();
-        }
     }
 
     fn call(&self, op: Op) -> Result<Reply, Error> {
@@ -418,8 +388,8 @@ impl Shared {
     /// Carries out I/O until the reply is there.
     fn pump(&self, waiter: &Waiter, mut ios: Vec<Io>, durable: bool, search: bool) -> Result<Reply, Error> {
         loop {
-            if let Some(reply) = locked(&waiter.slot).reply.take() {
-                self.leave(&mut ios);
+            if let Some(reply) = waiter.take() {
+                self.ready.push(&mut ios);
                 return reply;
             }
             if !durable {
@@ -436,21 +406,11 @@ impl Shared {
                 }
             }
             if ios.is_empty() {
-                let mut slot = locked(&waiter.slot);
-                while slot.reply.is_none() {
-                    if self.core.is_poisoned() {
-                        return Err(Error::Aborted);
-                    }
-                    slot.asleep = true;
-                    // A search looks from time to time whether there is work left that nobody does.
-                    let time = if search { IDLE_PAUSE } else { Duration::from_secs(1) };
-                    let woken = waiter.cv.wait_timeout(slot, time);
-                    slot = woken.unwrap_or_else(PoisonError::into_inner).0;
-                    slot.asleep = false;
-                    if search {
-                        break;
-                    }
+                if is_poisoned(&self.core) {
+                    return Err(Error::Aborted);
                 }
+                // A search looks from time to time whether there is work left that nobody does.
+                waiter.sleep(if search { IDLE_PAUSE } else { Duration::from_secs(1) });
                 continue;
             }
             self.carry_out(&mut ios)?;
@@ -470,7 +430,7 @@ impl Shared {
         });
         let n = ios.len().min(WRITE_BATCH);
         batch.extend(ios.drain(..n));
-        self.leave(ios);
+        self.ready.push(ios);
         let mut done = Vec::with_capacity(batch.len());
         for mut io in batch {
             let result = self.perform(&mut io);
@@ -504,20 +464,7 @@ impl Shared {
     fn leave_if(&self, ios: &mut Vec<Io>, mut which: impl FnMut(&Io) -> bool) {
         let (mut left, kept): (Vec<Io>, Vec<Io>) = ios.drain(..).partition(|io| which(io));
         *ios = kept;
-        self.leave(&mut left);
-    }
-
-    fn leave(&self, ios: &mut Vec<Io>) {
-        if ios.is_empty() {
-            return;
-        }
-        let many = ios.len() > 1;
-        locked(&self.ready).extend(ios.drain(..));
-        if many {
-            self.ready_cv.notify_all();
-        } else {
-            self.ready_cv.notify_one();
-        }
+        self.ready.push(&mut left);
     }
 
     /// What a helper thread does.
@@ -525,21 +472,10 @@ impl Shared {
         let mut ios: Vec<Io> = Vec::new();
         loop {
             if ios.is_empty() {
-                let mut ready = locked(&self.ready);
-                loop {
-                    if self.stop.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    if let Some(io) = ready.pop_front() {
-                        // Writes only fill the page cache: a few at a time spare wake-ups.
-                        let more = if io.kind == IoKind::Write { 7 } else { 0 };
-                        ios.push(io);
-                        while ios.len() <= more && ready.front().is_some_and(|io| io.kind == IoKind::Write) {
-                            ios.extend(ready.pop_front());
-                        }
-                        break;
-                    }
-                    ready = self.ready_cv.wait(ready).unwrap_or_else(PoisonError::into_inner);
+                // Writes only fill the page cache: a few at a time spare wake-ups.
+                ios = self.ready.take(HELPER_WRITES - 1, |io| io.kind == IoKind::Write);
+                if ios.is_empty() {
+                    return;
                 }
             }
             if self.carry_out(&mut ios).is_err() {
@@ -551,8 +487,8 @@ impl Shared {
     /// What the background thread does: time and work.
     fn background(&self) {
         let mut ios = Vec::new();
-        while !self.stop.load(Ordering::SeqCst) {
-            self.nudged.store(false, Ordering::SeqCst);
+        while !self.alarm.stopped() {
+            self.alarm.look();
             let working = locked(&self.working);
             let stepped = self.work(&mut ios);
             drop(working);
@@ -565,42 +501,8 @@ impl Shared {
             if more || some {
                 continue;
             }
-            self.sleep(timeout);
+            self.alarm.sleep(timeout.map_or(u64::MAX, nanos), IDLE_PAUSE, || nanos(now()));
         }
-    }
-
-    /// Sleeps until `timeout` or a nudge, but at least [`IDLE_PAUSE`] if no timeout is sooner, so that a stream
-    /// of operations does not wake this thread each time.
-    fn sleep(&self, timeout: Option<Time>) {
-        self.wake_at.store(timeout.map_or(u64::MAX, nanos), Ordering::SeqCst);
-        let pause_end = Instant::now() + IDLE_PAUSE;
-        let mut guard = locked(&self.timer);
-        while !self.stop.load(Ordering::SeqCst) {
-            let left = self.wake_at.load(Ordering::SeqCst).saturating_sub(nanos(now()));
-            if left == 0 {
-                break;
-            }
-            let left = Duration::from_nanos(left).min(Duration::from_secs(60));
-            let pause = pause_end.saturating_duration_since(Instant::now());
-            if !pause.is_zero() {
-                guard = self.wait(guard, left.min(pause));
-                continue;
-            }
-            self.parked.store(true, Ordering::SeqCst);
-            let nudged = self.nudged.load(Ordering::SeqCst);
-            if !nudged {
-                guard = self.wait(guard, left);
-            }
-            self.parked.store(false, Ordering::SeqCst);
-            if nudged {
-                break;
-            }
-        }
-        drop(guard);
-    }
-
-    fn wait<'a>(&self, guard: MutexGuard<'a, ()>, time: Duration) -> MutexGuard<'a, ()> {
-        self.timer_cv.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Opens the volume: carries out what it asks for until it is ready.

@@ -8,9 +8,9 @@
 
 use crate::format::Slot;
 use crate::mem::{self, Aligned, NoMemory};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use alloc::vec::Vec;
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Size of a chunk of rows in bytes, unless one row is larger.
 const CHUNK_BYTES: usize = 64 * 1024;

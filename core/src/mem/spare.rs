@@ -3,8 +3,8 @@
 //! is taken by one thread only.
 
 use super::Box;
+use crate::sync::atomic::{AtomicPtr, Ordering};
 use core::ptr::{null_mut, NonNull};
-use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// Values that are put aside at once, at most.
 const PLACES: usize = 4;
@@ -16,8 +16,8 @@ pub struct Spare<T> {
 
 impl<T> Spare<T> {
     /// Nothing yet.
-    pub const fn new() -> Spare<T> {
-        Spare { places: [const { AtomicPtr::new(null_mut()) }; PLACES] }
+    pub fn new() -> Spare<T> {
+        Spare { places: core::array::from_fn(|_| AtomicPtr::new(null_mut())) }
     }
 
     /// Takes a value, if there is one.
@@ -67,7 +67,45 @@ unsafe impl<T: Send> Sync for Spare<T> {}
 // SAFETY: it owns the values, as a `Box` does.
 unsafe impl<T: Send> Send for Spare<T> {}
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// Two threads take, change and put back what one put aside: loom fails if two have it at once, or if one does not
+    /// see what the other wrote.
+    #[test]
+    fn each_is_with_one_thread() {
+        loom::model(|| {
+            let spare = Arc::new(Spare::new());
+            spare.put(Box::try_new(UnsafeCell::new(0u32)).unwrap());
+            let threads: std::vec::Vec<_> = (0..2)
+                .map(|_| {
+                    let spare = Arc::clone(&spare);
+                    thread::spawn(move || {
+                        let taken = spare.take();
+                        let uses = u32::from(taken.is_some());
+                        if let Some(x) = taken {
+                            // SAFETY: that it is ours alone is what loom looks at.
+                            x.with_mut(|n| unsafe { *n += 1 });
+                            spare.put(x);
+                        }
+                        uses
+                    })
+                })
+                .collect();
+            let uses: u32 = threads.into_iter().map(|t| t.join().unwrap()).sum();
+            let left = spare.take().unwrap();
+            // SAFETY: as above.
+            assert_eq!(left.with(|n| unsafe { *n }), uses);
+            assert!(uses > 0 && spare.take().is_none());
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;

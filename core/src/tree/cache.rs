@@ -4,8 +4,8 @@
 
 use crate::format::Ptr;
 use crate::mem::{self, Buf, Map, NoMemory};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A clean node.
 #[derive(Debug)]
