@@ -133,11 +133,11 @@ fn free_slot(t: &Txn, c: &Coll) -> Step<(u64, Puts)> {
 }
 
 /// Gives the slot of a record up. A vector that this very transaction stored is taken out of it again, so
-/// that no order between puts and drops of one slot matters.
+/// that no order between puts and drops of one slot matters; true: the slot is the transaction's to use again.
 #[inline(never)]
-fn release(t: &mut Txn, dir: Ino, slot: u64) -> Step<()> {
+fn release(t: &mut Txn, dir: Ino, slot: u64) -> Step<bool> {
     if slot == NO_SLOT {
-        return Ok(());
+        return Ok(false);
     }
     let changes = t.changes_mut();
     if let Some(i) = changes.vectors.iter().position(|v| v.collection == dir && v.slot == slot) {
@@ -145,9 +145,10 @@ fn release(t: &mut Txn, dir: Ino, slot: u64) -> Step<()> {
         if put.start.checked_add(put.len) == Some(changes.words.len()) {
             changes.words.truncate(put.start);
         }
-        return Ok(());
+        return Ok(true);
     }
-    t.drop_vector(dir, slot)
+    t.drop_vector(dir, slot)?;
+    Ok(false)
 }
 
 /// What to store: a vector with its inverse norm (cosine; else 0), or none for an unindexed file.
@@ -173,18 +174,24 @@ fn count(c: &mut Coll, id: u64, slot: u64, up: bool) -> Step<()> {
 #[inline(never)]
 pub fn put(t: &mut Txn, c: &mut Coll, id: u64, vector: Option<Vector>, attrs: &[u8]) -> Step<()> {
     let old = head(t, c.dir, id)?;
-    let (slot, puts) = match vector {
-        Some(_) => free_slot(t, c)?,
-        None => (NO_SLOT, c.puts),
-    };
-    c.puts = puts;
     let seq = c.next_seq()?;
     let mut old_pieces = 0;
+    let mut own = None;
     if let Some(old) = &old {
         old_pieces = pieces(old.attrs_len as usize);
         count(c, id, old.slot, false)?;
-        release(t, c.dir, old.slot)?;
+        own = release(t, c.dir, old.slot)?.then_some(old.slot);
     }
+    let slot = match (vector, own) {
+        (None, _) => NO_SLOT,
+        // A record that the same transaction put: its slot again, or many such would leave as many unused.
+        (Some(_), Some(slot)) => slot,
+        (Some(_), None) => {
+            let (slot, puts) = free_slot(t, c)?;
+            c.puts = puts;
+            slot
+        }
+    };
     count(c, id, slot, true)?;
     let attrs_len = u32::try_from(attrs.len()).map_err(|_| Error::TooBig)?;
     let r = Record { slot, seq, attrs_len, flags: 0 };
@@ -215,5 +222,6 @@ pub fn remove(t: &mut Txn, c: &mut Coll, id: u64, old: &Record) -> Step<()> {
     for piece in 0..pieces(old.attrs_len as usize) {
         t.del(key.piece(piece))?;
     }
-    release(t, c.dir, old.slot)
+    release(t, c.dir, old.slot)?;
+    Ok(())
 }

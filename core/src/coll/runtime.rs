@@ -357,8 +357,10 @@ impl Collection {
         let end = self.slots();
         self.store.extend_to((slot as usize).saturating_add(1))?;
         self.store.vector_room(slot as usize)?;
+        // A transaction that replaced what it had put itself leaves slots out: a stream has no gaps all the same.
         for new in end..slot {
             self.sets.free.set(new);
+            self.touch_slot(new);
         }
         self.drop_slot(slot);
         let index = self.index.get_mut();
@@ -387,8 +389,8 @@ impl Collection {
             self.sets.free.set(slot);
         }
         self.touch_slot(slot);
-        let start = slot.saturating_mul(self.vector_bytes());
-        for b in blocks(start, start.saturating_add(self.vector_bytes())) {
+        let start = slot.min(end).saturating_mul(self.vector_bytes());
+        for b in blocks(start, slot.saturating_add(1).saturating_mul(self.vector_bytes())) {
             self.sets.dirty_vectors.set(b);
         }
         Ok(())

@@ -383,6 +383,28 @@ fn only_dirty_blocks_change() {
     }
 }
 
+/// Slots that a transaction left out are written too: a stream is whole from its start.
+#[test]
+fn slots_that_were_left_out_leave_no_gap() {
+    for dim in [1usize, 100, 3000] {
+        let mut rng = Rng(12);
+        let mut w = World::new(dim as u32, Metric::L2, 1);
+        w.put(1, random(&mut rng, dim));
+        w.c.mark_clean();
+        let v = random(&mut rng, dim);
+        let head = w.head(2, &v);
+        w.c.reserve_put(1, 700).unwrap();
+        w.c.put(700, head, &v).unwrap();
+        let slots: Vec<u64> = w.c.dirty_slot_blocks().collect();
+        let vectors: Vec<u64> = w.c.dirty_vector_blocks().collect();
+        // The blocks of slot 0 are on the device.
+        let first = (dim as u64 * 4).div_ceil(BLOCK as u64);
+        assert_eq!(slots, (0..w.c.slot_stream_blocks()).skip_while(|b| *b < slots[0]).collect::<Vec<_>>());
+        assert_eq!(vectors, (0..w.c.vector_stream_blocks()).skip_while(|b| *b < vectors[0]).collect::<Vec<_>>());
+        assert!(slots[0] <= 1 && vectors[0] <= first, "dim {dim}: {} and {}", slots[0], vectors[0]);
+    }
+}
+
 /// A vector that nobody could have inserted, or a head with another norm, under checksums that are right: damaged, never found.
 #[test]
 fn vectors_that_could_not_be_inserted_are_damaged() {

@@ -13,8 +13,9 @@ impl Collection {
     /// Adds the pages that have to be in memory before the slot is put: its own, and those that share a block of the stream
     /// with it, as that will be written anew.
     pub fn absent_for_put(&self, slot: u64, pages: &mut Vec<u32>) -> Result<(), NoMemory> {
-        let start = slot.saturating_mul(self.vector_bytes());
-        let end = start.saturating_add(self.vector_bytes()).next_multiple_of(BLOCK as u64);
+        // From the end of the table on, if slots between are left out.
+        let start = slot.min(self.slots()).saturating_mul(self.vector_bytes());
+        let end = slot.saturating_add(1).saturating_mul(self.vector_bytes()).next_multiple_of(BLOCK as u64);
         let (first, _) = self.vector_place(start >> BLOCK_SHIFT << BLOCK_SHIFT);
         let (last, _) = self.vector_place(end.saturating_sub(1));
         for page in self.store.page(first as usize)..=self.store.page(last as usize) {
