@@ -504,13 +504,20 @@ impl Gen<'_> {
                     1 => r.range(1, 60),
                     _ => r.range(1, 10),
                 } as usize;
-                let ids = if r.chance(1, 4) {
+                // Some put the same few records again and again: each takes the place of the one before.
+                let again = r.chance(1, 8);
+                let n = if again { n * 4 } else { n };
+                let ids = if !again && r.chance(1, 4) {
                     None
                 } else {
                     let mut ids: Vec<u64> = Vec::new();
                     while ids.len() < n {
-                        let id = if r.chance(1, 30) { r.below(1 << 63) } else { r.below(300) };
-                        if !ids.contains(&id) {
+                        let id = match again {
+                            true => r.below(3),
+                            false if r.chance(1, 30) => r.below(1 << 63),
+                            false => r.below(300),
+                        };
+                        if again || !ids.contains(&id) {
                             ids.push(id);
                         }
                     }
@@ -518,7 +525,7 @@ impl Gen<'_> {
                 };
                 let vectors = (0..n).map(|_| Rc::new(Gen::vec_of(dim, r))).collect();
                 let attrs = r.chance(1, 2).then(|| (0..n).map(|_| Gen::attrs(r, false)).collect());
-                VecAct::Insert { if_absent: ids.is_some() && r.chance(1, 6), ids, vectors, attrs }
+                VecAct::Insert { if_absent: !again && ids.is_some() && r.chance(1, 6), ids, vectors, attrs }
             }
             "get" => VecAct::Get { ids: some_ids(r) },
             "delete" => {
