@@ -6,6 +6,7 @@ pub mod files;
 #[cfg(feature = "kernels")]
 pub mod kernels;
 pub mod machine;
+pub mod mixed;
 pub mod peer;
 pub mod raw;
 pub mod stats;

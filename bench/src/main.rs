@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use vexfs_bench::mixed::{self, MixedArgs};
 use vexfs_bench::peer::{self, PeerArgs};
 use vexfs_bench::raw::{Raw, Row};
 use vexfs_bench::tables::table;
@@ -56,6 +57,17 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Searches per second and their latency while inserts, deletes or a reindex go on
+    Mixed {
+        /// Directory for the measurement; must not be a collection
+        path: OsString,
+        #[command(flatten)]
+        shape: Shape,
+        #[command(flatten)]
+        mixed: MixedArgs,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Creates, unlinks, durable small files, sequential writes and reads
     Files {
         /// Directory for the measurement, on any filesystem
@@ -98,6 +110,7 @@ fn run() -> Done {
     let (rows, common): (Vec<Row>, Common) = match Args::parse().command {
         Command::Insert { path, shape, batch, common } => (vectors::insert(&path, &shape, &batch, &common)?, common),
         Command::Search { path, shape, search, common } => (vectors::search(&path, &shape, &search, &common)?, common),
+        Command::Mixed { path, shape, mixed, common } => (mixed::mixed(&path, &shape, &mixed, &common)?, common),
         Command::Files { path, count, mib, common } => (files::files(&path, count, mib, &common)?, common),
         Command::Peer { path, peer } => return peer::serve(&path, &peer),
         #[cfg(feature = "kernels")]

@@ -60,7 +60,7 @@ impl Vectors {
         &self.words[i * self.dim as usize..(i + 1) * self.dim as usize]
     }
 
-    fn cut(mut self, n: Option<usize>) -> Vectors {
+    pub(crate) fn cut(mut self, n: Option<usize>) -> Vectors {
         if let Some(n) = n {
             self.words.truncate(n.saturating_mul(self.dim as usize));
         }
@@ -69,7 +69,7 @@ impl Vectors {
 }
 
 /// Elements between -1 and 1 from a seed.
-fn random(seed: u64, dim: u32, n: usize) -> Vectors {
+pub(crate) fn random(seed: u64, dim: u32, n: usize) -> Vectors {
     let mut r = ChaCha8Rng::seed_from_u64(seed);
     let mut next = || (r.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
     Vectors { dim, words: (0..n * dim as usize).map(|_| next()).collect() }
@@ -83,7 +83,7 @@ pub fn load(path: &std::path::Path) -> Done<Vectors> {
 }
 
 impl Shape {
-    fn vectors(&self, default: usize) -> Done<Vectors> {
+    pub(crate) fn vectors(&self, default: usize) -> Done<Vectors> {
         match &self.data {
             Some(path) => Ok(load(path)?.cut(self.records)),
             None => Ok(random(1, self.dim, self.records.unwrap_or(default))),
@@ -95,7 +95,7 @@ impl Shape {
         name.unwrap_or_else(|| "random".into())
     }
 
-    fn schema(&self, dim: u32) -> Schema {
+    pub(crate) fn schema(&self, dim: u32) -> Schema {
         let mut s = Schema::new(dim, self.metric, self.index);
         if self.index == IndexKind::Hnsw {
             s.params.m = self.m;
@@ -105,7 +105,7 @@ impl Shape {
         s
     }
 
-    fn params(&self, v: &Vectors) -> Map<String, Value> {
+    pub(crate) fn params(&self, v: &Vectors) -> Map<String, Value> {
         let mut p = Map::new();
         p.insert("data".into(), json!(self.source()));
         p.insert("n".into(), json!(v.len()));
@@ -121,7 +121,7 @@ impl Shape {
 }
 
 /// Waits until everything is in the index, mounted or not.
-fn settle(s: &mut Session) -> Done {
+pub(crate) fn settle(s: &mut Session) -> Done {
     loop {
         let info = s.ask(|c| c.info())?;
         if info.pending == 0 && !info.catching_up && !info.populating {
@@ -142,7 +142,7 @@ fn efforts(index: IndexKind, a: &crate::SearchArgs) -> (&'static str, &[u32]) {
 }
 
 /// Opens a directory that is no collection yet.
-fn fresh(path: &OsStr, schema: &Schema) -> Done<Session> {
+pub(crate) fn fresh(path: &OsStr, schema: &Schema) -> Done<Session> {
     let mut s = Session::open(path, Intent::Create)?;
     if s.ask(|c| Ok(c.info().is_ok()))? {
         fail!(code::EXISTS, "{}: is a collection already; measure in a directory of its own", s.name());

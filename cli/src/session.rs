@@ -45,8 +45,10 @@ impl Transport for Direct {
 
 /// A session.
 pub struct Session {
-    client: Client<Box<dyn Transport>>,
+    client: Client<Box<dyn Transport + Send>>,
     volume: Option<(PathBuf, Arc<Host>)>,
+    /// The directory, in-process.
+    dir: Ino,
     /// The path as it was typed.
     name: String,
     /// The directory was not there before.
@@ -133,7 +135,7 @@ impl Session {
                 _ => Failure::io(&name, &e),
             }
         })?;
-        Ok(Session { client: Client::new(Box::new(file)), volume: None, name, made })
+        Ok(Session { client: Client::new(Box::new(file)), volume: None, dir: 0, name, made })
     }
 
     fn open_inside(target: &Path, path: &[u8], name: String, intent: Intent) -> Done<Session> {
@@ -159,19 +161,29 @@ impl Session {
             Err(vexfs_core::Error::NotFound) => fail!(code::NOT_FOUND, "{name}: no such directory in the volume"),
             Err(e) => return Err(volume_error(&name, e)),
         };
-        let client = Client::new(Box::new(Direct { host: host.clone(), dir }) as Box<dyn Transport>);
-        Ok(Session { client, volume: Some((target.to_path_buf(), host)), name, made })
+        let client = Client::new(Box::new(Direct { host: host.clone(), dir }) as Box<dyn Transport + Send>);
+        Ok(Session { client, volume: Some((target.to_path_buf(), host)), dir, name, made })
+    }
+
+    /// A second session with the same directory, for another thread; to be dropped before this one is closed.
+    pub fn another(&self) -> Done<Session> {
+        let Some((target, host)) = &self.volume else {
+            return Session::mounted(Path::new(&self.name), self.name.clone(), Intent::Change);
+        };
+        let client = Client::new(Box::new(Direct { host: host.clone(), dir: self.dir }) as Box<dyn Transport + Send>);
+        let volume = Some((target.clone(), host.clone()));
+        Ok(Session { client, volume, dir: self.dir, name: self.name.clone(), made: None })
     }
 
     /// Sends requests; a refusal becomes a failure with the path in front.
-    pub fn ask<T>(&mut self, f: impl FnOnce(&mut Client<Box<dyn Transport>>) -> Result<T, Error>) -> Done<T> {
+    pub fn ask<T>(&mut self, f: impl FnOnce(&mut Client<Box<dyn Transport + Send>>) -> Result<T, Error>) -> Done<T> {
         f(&mut self.client).map_err(|e| self.failure(&e, None))
     }
 
     /// The same, without words for a refusal.
     pub fn try_ask<T>(
         &mut self,
-        f: impl FnOnce(&mut Client<Box<dyn Transport>>) -> Result<T, Error>,
+        f: impl FnOnce(&mut Client<Box<dyn Transport + Send>>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         f(&mut self.client)
     }
@@ -180,7 +192,7 @@ impl Session {
     pub fn ask_with<T>(
         &mut self,
         filter: Option<&str>,
-        f: impl FnOnce(&mut Client<Box<dyn Transport>>) -> Result<T, Error>,
+        f: impl FnOnce(&mut Client<Box<dyn Transport + Send>>) -> Result<T, Error>,
     ) -> Done<T> {
         if filter.is_some_and(|f| f.trim().is_empty()) {
             fail!(code::USAGE, "--where: the filter is empty; leave the option out to mean all records");
