@@ -3,10 +3,8 @@
 //! permissions decided during traversal, so that `k` results come back whenever so many exist that match and
 //! may be seen.
 //!
-//! Ordinary index work that is still to be done is asked for first (`Need::CatchUp`): the answer then depends
-//! on what was inserted, not on how far a driver's background work has come. It ends in any case
-//! (`Txn::waited`): inserts that go on without a pause do not hold a search up for ever. While an index is built anew,
-//! and behind very large loads, the search does not wait: what is not in the index is compared one by one.
+//! What the index has not taken in yet is compared one by one: a search never waits for it, whatever goes on
+//! meanwhile.
 
 use super::matching::{Eyes, Matcher};
 use super::request::{admit, same_dimension};
@@ -23,9 +21,6 @@ use crate::proto::{self, wire, Request};
 use crate::txn::Txn;
 use alloc::vec::Vec;
 
-/// A search waits for the index to take in up to so many records.
-pub const CATCH_UP_MAX: usize = 65_536;
-
 /// What a search works on.
 struct Ready<'a> {
     runtime: &'a Collection,
@@ -36,9 +31,9 @@ struct Ready<'a> {
     files: bool,
 }
 
-/// Checks a search as a whole, and that it may go on. One that has `begun` does not wait for the index again.
+/// Checks a search as a whole, and that it may go on.
 #[inline(never)]
-fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search, begun: bool) -> Result<Ready<'a>, Refusal> {
+fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search) -> Result<Ready<'a>, Refusal> {
     let c = enter(t, dir, cred, perm::READ)?;
     same_dimension(&c, s.queries.dim() as usize)?;
     if s.queries.len() > wire::QUERIES_MAX as usize {
@@ -50,11 +45,6 @@ fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search, begun: bool)
         Some(bits) => Some(dist::bits_to_key(bits).ok_or(Error::Invalid)?),
     };
     let runtime = t.collection(dir)?;
-    let pending = runtime.pending();
-    let waits = !s.exact && radius.is_none() && !runtime.rebuilding() && !t.waited && !begun;
-    if waits && pending > 0 && pending <= CATCH_UP_MAX {
-        return Err(Stop::Need(Need::CatchUp(dir)).into());
-    }
     Ok(Ready { runtime, metric: super::schema::metric(&c.schema)?, radius, files: c.schema.files > 0 })
 }
 
@@ -62,7 +52,7 @@ fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search, begun: bool)
 #[inline(never)]
 pub(super) fn search(t: &Txn, dir: Ino, cred: &Cred, r: &Request, s: &proto::Search) -> Result<Vec<u8>, Refusal> {
     let kept = t.search.take();
-    let ready = ready(t, dir, cred, s, kept.is_some())?;
+    let ready = ready(t, dir, cred, s)?;
     let mut run = match kept.filter(|k| k.dir == dir) {
         Some(kept) => kept,
         None => begin(t, &ready, dir, s)?,

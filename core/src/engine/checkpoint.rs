@@ -62,6 +62,8 @@ impl Checkpoint {
     }
 }
 
+/// The index of a collection with so few records is stored whole when the volume is closed.
+const WHOLE_MAX: u64 = 32_768;
 /// Requests of a checkpoint that are under way at once.
 const IN_FLIGHT: usize = 32;
 /// Most nodes in one request.
@@ -286,7 +288,8 @@ impl Volume {
                 }
                 collect_runs(*ino, kind::VECTOR_EXTENT, &list, &mut work)?;
                 let changed = c.index_changes();
-                let persist = (closing && changed.saturating_mul(64) >= c.live())
+                // A small one is stored whole when it is closed: every driver then begins with the same index.
+                let persist = (closing && (changed.saturating_mul(64) >= c.live() || c.live() <= WHOLE_MAX))
                     || (changed >= 4096 && changed.saturating_mul(4) >= c.live());
                 if changed > 0 && persist && roomy {
                     mem::push(

@@ -170,12 +170,6 @@ impl World {
     fn fetch(&mut self, need: Need) {
         match need {
             Need::Collection(ino) => self.load(ino),
-            Need::CatchUp(ino) => {
-                let c = self.colls.get_mut(&ino).unwrap();
-                while c.pending() > 0 {
-                    c.work(&self.env, &Absent::new(0), 64).unwrap();
-                }
-            }
             _ => {}
         }
     }
