@@ -332,6 +332,11 @@ fn a_search_in_parts_gives_what_single_searches_give() {
         ask(frame(wire::op::CREATE, &[&schema.bytes()]));
         let insert = wire::Insert { count: 1500, dim: DIM, ..Default::default() };
         ask(frame(wire::op::INSERT, &[&insert.bytes(), &vectors(1500)]));
+        // Between two searches nothing may go into the index.
+        let pending = || wire::CollectionInfo::parse(&ask(frame(wire::op::INFO, &[]))).unwrap().pending;
+        while pending() > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let queries = vectors(150);
         let search = |q: &[u8]| {
             let count = (q.len() / DIM as usize / 4) as u32;
