@@ -13,6 +13,7 @@ pub mod runtime;
 pub mod schema;
 pub mod search;
 pub mod seek;
+mod serving;
 
 #[cfg(test)]
 mod tests;

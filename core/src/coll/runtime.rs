@@ -11,11 +11,12 @@
 //! [`load_vector_bytes`](Collection::load_vector_bytes).
 
 use super::seek::{Moment, Seek};
+use super::serving::Serving;
 use crate::dist::{admit, Meter, Metric, Query};
 use crate::env::Env;
 use crate::error::{Error, Step};
 use crate::format::{Schema, Slot, BLOCK, SLOT_LIVE};
-use crate::index::{is_live, Absent, AnyIndex, Bits, Index, Inserted, VectorStore, View, SLOTS_MAX};
+use crate::index::{is_live, kind, Absent, AnyIndex, Bits, Index, Inserted, VectorStore, View, SLOTS_MAX};
 use crate::mem::{self, Map, NoMemory};
 use alloc::vec::Vec;
 
@@ -129,6 +130,8 @@ pub struct Collection {
     metric: Metric,
     store: mem::Box<VectorStore>,
     index: mem::Box<AnyIndex>,
+    /// Answers searches until `index` has taken in all there is.
+    serving: Option<mem::Box<Serving>>,
     /// Record id → live slot.
     ids: Map<u64>,
     sets: mem::Box<Sets>,
@@ -183,6 +186,7 @@ impl Collection {
             metric,
             store: mem::Box::try_new(VectorStore::new(schema.dim as usize))?,
             index: empty_index(&schema)?,
+            serving: None,
             ids: Map::new(),
             sets: mem::Box::try_new(Sets::default())?,
             changes: 0,
@@ -213,6 +217,9 @@ impl Collection {
         for set in [&mut s.searchable, &mut s.pending, &mut s.damaged, &mut s.free, &mut s.bad] {
             set.grow(slots)?;
         }
+        if let Some(old) = &mut self.serving {
+            old.grow(slots)?;
+        }
         s.dirty_slots.grow(blocks(0, slots.saturating_mul(Slot::SIZE as u64)).end)?;
         s.writing.grow(blocks(0, vectors).end)?;
         s.dirty_vectors.grow(blocks(0, vectors).end)
@@ -229,10 +236,15 @@ impl Collection {
                 if !self.index.get().finds(slot) {
                     self.sets.pending.set(at);
                 }
-            } else if !self.sets.damaged.get(at) && !self.index.get().holds(slot) {
+            } else if !self.sets.damaged.get(at) && !self.held(slot) {
                 self.sets.free.set(at);
             }
         }
+    }
+
+    /// Whether an index needs the slot as it is.
+    fn held(&self, slot: u32) -> bool {
+        self.index.get().holds(slot) || self.serving.as_ref().is_some_and(|s| s.holds(u64::from(slot)))
     }
 
     // --- slots ---
@@ -283,17 +295,18 @@ impl Collection {
         View { store: &self.store, metric: self.metric, absent }
     }
 
+    /// The index that answers searches.
     pub(super) fn index(&self) -> &dyn Index {
-        self.index.get()
+        self.serving.as_ref().map_or(self.index.get(), |s| s.index())
     }
 
     pub(super) fn moment(&self) -> Moment {
         self.moment
     }
 
-    /// Live slots that the index does not find.
+    /// Live slots that this index does not find.
     pub(super) fn pending_slots(&self) -> &Bits {
-        &self.sets.pending
+        self.serving.as_ref().map_or(&self.sets.pending, |s| s.pending())
     }
 
     /// Live slots whose vector is sound as far as is known.
@@ -363,11 +376,12 @@ impl Collection {
             self.touch_slot(new);
         }
         self.drop_slot(slot);
-        let index = self.index.get_mut();
-        index.overwritten(slot as u32);
-        let (Some(h), holds) = (self.store.head_mut(slot as usize), index.holds(slot as u32)) else {
-            return Err(Error::NoMemory);
-        };
+        self.index.get_mut().overwritten(slot as u32);
+        if let Some(old) = &mut self.serving {
+            old.overwritten(slot);
+        }
+        let holds = self.held(slot as u32);
+        let Some(h) = self.store.head_mut(slot as usize) else { return Err(Error::NoMemory) };
         *h = head;
         self.moment.newest = self.moment.newest.max(head.seq);
         let row = self.store.vector_mut(slot as usize).ok_or(Error::NoMemory)?;
@@ -384,6 +398,9 @@ impl Collection {
             self.sets.searchable.set(slot);
             if !self.index.get().finds(slot as u32) {
                 self.sets.pending.set(slot);
+            }
+            if let Some(old) = &mut self.serving {
+                old.came(slot);
             }
         } else if !holds {
             self.sets.free.set(slot);
@@ -421,7 +438,10 @@ impl Collection {
             index.remove(slot as u32);
             self.changes = self.changes.saturating_add(1);
         }
-        if !index.holds(slot as u32) {
+        if let Some(old) = &mut self.serving {
+            old.went(slot);
+        }
+        if !self.held(slot as u32) {
             self.sets.free.set(slot);
         }
         self.touch_slot(slot);
@@ -464,9 +484,11 @@ impl Collection {
             inserts = inserts.div_ceil(2);
             let sets = &mut *self.sets;
             let (searchable, damaged, free) = (&sets.searchable, &sets.damaged, &mut sets.free);
+            let serving = &self.serving;
             let mut freed = |slot: u32| {
                 let at = u64::from(slot);
-                if !searchable.get(at) && !damaged.get(at) {
+                let held = serving.as_ref().is_some_and(|s| s.holds(at));
+                if !searchable.get(at) && !damaged.get(at) && !held {
                     free.set(at);
                 }
             };
@@ -501,6 +523,10 @@ impl Collection {
             next = slot.checked_add(1).and_then(|s| self.sets.pending.next(s));
         }
         self.rebuilding &= self.sets.pending.count() > 0;
+        if self.sets.pending.count() == 0 && self.serving.take().is_some() {
+            // What only the old one held is free now.
+            self.sort_slots();
+        }
         Ok(self.has_work())
     }
 
@@ -634,6 +660,7 @@ impl Collection {
         self.store
             .memory()
             .saturating_add(self.index.get().memory())
+            .saturating_add(self.serving.as_ref().map_or(0, |s| s.memory()))
             .saturating_add(self.scratch.memory())
             .saturating_add(self.ids.len().saturating_mul(32))
             .saturating_add(sets)
@@ -663,13 +690,26 @@ impl Collection {
         self.schema = schema;
     }
 
-    /// Starts the index anew with the kind and parameters of `schema`: all live slots are pending, searches
-    /// stay right meanwhile. Dimension and metric cannot change.
-    pub fn rebuild(&mut self, schema: Schema) -> Result<(), Error> {
+    /// Starts the index anew with the kind and parameters of `schema`: all live slots are pending. The old one answers
+    /// searches meanwhile, unless it takes more than `room` bytes or does not find most of them either: then everything is
+    /// compared. Dimension and metric cannot change.
+    pub fn rebuild(&mut self, schema: Schema, room: usize) -> Result<(), Error> {
         if schema.dim as usize != self.store.dim() || schema.metric != self.metric as u32 {
             return Err(Error::Invalid);
         }
-        self.index = empty_index(&schema)?;
+        let new = empty_index(&schema)?;
+        let mut pending = Bits::default();
+        pending.grow(self.slots())?;
+        let old = core::mem::replace(&mut self.index, new);
+        // One that serves already finds more than one that was not finished.
+        let finds = self.sets.pending.count() < self.sets.searchable.count() / 2;
+        if self.serving.is_none() && finds && old.get().memory() <= room && old.kind() != kind::FLAT {
+            let pending = core::mem::replace(&mut self.sets.pending, pending);
+            self.serving = mem::Box::try_new(Serving::new(old, pending)).ok();
+        }
+        if schema.index == kind::FLAT {
+            self.serving = None;
+        }
         self.schema = schema;
         self.sort_slots();
         self.changes = self.changes.saturating_add(1);

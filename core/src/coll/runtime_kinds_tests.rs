@@ -145,7 +145,7 @@ fn between_all_kinds() {
         w.put(id, random(&mut rng, 9));
     }
     for index in [3, 4, 5, 2, 5, 4, 3, 1, 4, 2, 3, 5, 1] {
-        w.c.rebuild(Schema { seed: 1, ..small(9, Metric::L2, index) }).unwrap();
+        w.c.rebuild(Schema { seed: 1, ..small(9, Metric::L2, index) }, usize::MAX).unwrap();
         for _ in 0..20 {
             w.c.work(&env(), &Absent::new(0), 3).unwrap();
             w.put(rng.below(600), random(&mut rng, 9));

@@ -54,12 +54,18 @@ impl Collection {
                 self.sets.damaged.set(at);
                 self.sets.pending.clear(at);
                 self.index.get_mut().overwritten(slot as u32);
+                if let Some(old) = &mut self.serving {
+                    old.went(at);
+                }
                 self.changes = self.changes.saturating_add(1);
                 self.moment.drops = self.moment.drops.saturating_add(1);
             } else if sound && self.sets.damaged.clear(at) {
                 self.sets.searchable.set(at);
                 if !self.index.get().finds(slot as u32) {
                     self.sets.pending.set(at);
+                }
+                if let Some(old) = &mut self.serving {
+                    old.came(at);
                 }
                 self.moment.restarts = self.moment.restarts.saturating_add(1);
             }

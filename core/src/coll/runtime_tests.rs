@@ -466,6 +466,52 @@ fn filters_give_k_results() {
     }
 }
 
+/// The old index answers until the new one has everything, whatever comes and goes meanwhile.
+#[test]
+fn the_old_index_serves_while_another_is_built() {
+    let mut rng = Rng(13);
+    let mut w = World::new(24, Metric::L2, 2);
+    for id in 0..1500 {
+        w.put(id, random(&mut rng, 24));
+    }
+    w.settle();
+    for (index, room) in [(3, usize::MAX), (2, usize::MAX), (2, 0)] {
+        let free = w.c.free_slot(0);
+        w.c.rebuild(Schema { index, ..w.c.schema }, room).unwrap();
+        let mut steps = 0;
+        while w.c.pending() > 0 {
+            let q = random(&mut rng, 24);
+            let (recall, stats) = w.check_search(&q, 10, 40);
+            if room > 0 {
+                // Not everything is compared, not even when the new one has nothing yet.
+                assert!(!stats.scanned && stats.hops > 0, "{stats:?}");
+                assert!(steps > 0 || stats.pending < 200 && stats.distances < w.c.live(), "{stats:?}");
+                assert!(recall > 0.3, "{recall}");
+            } else if steps == 0 {
+                assert!(stats.pending == w.c.live() || stats.scanned, "{stats:?}");
+            }
+            for _ in 0..3 {
+                w.put(rng.below(1600), random(&mut rng, 24));
+                w.delete(rng.below(1600));
+            }
+            w.check_slots();
+            w.c.work(&env(), &Absent::new(0), 20).unwrap();
+            steps += 1;
+        }
+        assert!(steps > 10);
+        w.settle();
+        assert!(w.c.serving.is_none());
+        w.check_slots();
+        // Slots that only the old one held are used again.
+        for _ in 0..50 {
+            w.put(rng.below(1600), random(&mut rng, 24));
+        }
+        assert!(w.c.free_slot(0) < w.c.slots().max(free + 200));
+        let (recall, _) = w.check_search(&random(&mut rng, 24), 10, 300);
+        assert!(recall > 0.8, "{recall}");
+    }
+}
+
 #[test]
 fn change_of_kind_stays_right() {
     let mut rng = Rng(12);
@@ -478,7 +524,7 @@ fn change_of_kind_stays_right() {
     }
     for (index, m) in [(2, 8), (2, 4), (1, 0), (2, 16)] {
         let s = Schema { index, m, ..w.c.schema };
-        w.c.rebuild(s).unwrap();
+        w.c.rebuild(s, usize::MAX).unwrap();
         assert_eq!(w.c.index_kind().0, index);
         w.check_search(&random(&mut rng, 10), 10, 50);
         w.check_slots();
@@ -491,9 +537,9 @@ fn change_of_kind_stays_right() {
         }
     }
     let s = Schema { index: 6, ..w.c.schema };
-    assert_eq!(w.c.rebuild(s), Err(Error::NotSupported));
+    assert_eq!(w.c.rebuild(s, usize::MAX), Err(Error::NotSupported));
     let s = Schema { dim: 11, ..w.c.schema };
-    assert_eq!(w.c.rebuild(s), Err(Error::Invalid));
+    assert_eq!(w.c.rebuild(s, usize::MAX), Err(Error::Invalid));
     assert_eq!(w.c.index_kind().0, 2);
 }
 

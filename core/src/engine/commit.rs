@@ -245,6 +245,7 @@ impl Volume {
             }
             self.stream_dirty = self.stream_dirty.saturating_add(1);
         }
+        let room = self.view.env.cache_bytes / 4;
         for (k, v) in &c.edits {
             if k.kind != kind::COLLECTION {
                 continue;
@@ -253,7 +254,7 @@ impl Volume {
             if let (Some(col), Some(schema)) = (self.view.collections.get_mut(k.object), value.and_then(Schema::parse))
             {
                 if c.reindex.contains(&k.object) {
-                    failed |= col.rebuild(schema).is_err();
+                    failed |= col.rebuild(schema, room).is_err();
                 } else {
                     col.set_schema(schema);
                 }

@@ -7,7 +7,6 @@ use crate::dist;
 use crate::env::Env;
 use crate::error::{Error, Need, Step, Stop};
 use crate::format::{kind, Key, Schema, BLOCK, TREE};
-use crate::index::Absent;
 use crate::mem::{Buf, Map};
 use crate::ns;
 use crate::op::{Cred, Ino, Op, Reply, Time, ROOT};
@@ -213,7 +212,7 @@ impl World {
             let value = self.items.get(&Key::new(*ino, kind::COLLECTION, 0)).unwrap();
             let schema = Schema::parse(value).unwrap();
             if let Some(r) = self.colls.get_mut(ino) {
-                r.rebuild(schema).unwrap();
+                r.rebuild(schema, usize::MAX).unwrap();
             }
         }
         self.freed += c.frees.iter().map(|f| u64::from(f.1)).sum::<u64>();
