@@ -3,16 +3,18 @@
 //! additions are separate instructions, so the result equals the scalar path's bit for bit.
 
 use crate::rough::LANES;
+use crate::sift::{Sieve, SIFT_PANELS, SLACK};
 use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
     __cpuid, __cpuid_count, __m128, __m256, __m256d, __m256i, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps,
-    _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi16,
-    _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_madd_epi16,
-    _mm256_maskload_ps, _mm256_mul_pd, _mm256_mul_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_pd, _mm256_sub_epi16,
-    _mm256_sub_pd, _mm256_sub_ps, _mm_add_epi32, _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32, _mm_cvtss_f32,
-    _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_epi32, _mm_shuffle_ps, _xgetbv,
-    _MM_HINT_T0,
+    _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cmpgt_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_cvtps_pd, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maskload_ps,
+    _mm256_movemask_ps, _mm256_mul_pd, _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_pd,
+    _mm256_sub_epi16, _mm256_sub_epi32, _mm256_sub_pd, _mm256_sub_ps, _mm_add_epi32, _mm_add_ps, _mm_add_ss,
+    _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_set1_epi32,
+    _mm_shuffle_epi32, _mm_shuffle_ps, _xgetbv, _CMP_NGT_UQ, _CMP_NLT_UQ, _MM_HINT_T0,
 };
 
 /// Whether the CPU has AVX2 and the operating system keeps its registers.
@@ -424,6 +426,117 @@ pub(crate) unsafe fn codes(metric: u32, query: *const u8, len: usize, rows: *con
                 k += 1;
             }
             r += 4;
+        }
+    }
+}
+
+/// Verdicts on eight vectors of a panel, as [`crate::sift::stays`]; `terms` are those of the first of them.
+///
+/// # Safety
+/// `terms` lies in a panel.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn stay(metric: u32, product: __m256i, s: &Sieve, terms: *const u8) -> u16 {
+    // SAFETY: three times 16 f32.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let set = |bits: u32| _mm256_set1_ps(f32::from_bits(bits));
+        let scale = _mm256_loadu_ps(terms.cast());
+        let norm = _mm256_loadu_ps(terms.add(64).cast());
+        let error = _mm256_loadu_ps(terms.add(128).cast());
+        let dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(product, _mm256_set1_epi32(s.bias)));
+        let p = _mm256_mul_ps(_mm256_mul_ps(dot, set(s.scale)), scale);
+        let mask = if metric == IP {
+            let more = _mm256_add_ps(_mm256_mul_ps(set(s.norm), error), _mm256_mul_ps(set(s.error), norm));
+            _mm256_cmp_ps::<_CMP_NLT_UQ>(_mm256_add_ps(p, more), set(s.limit))
+        } else {
+            let both = _mm256_add_ps(set(s.norm), norm);
+            let t = _mm256_add_ps(set(s.limit), error);
+            let most = _mm256_add_ps(_mm256_mul_ps(t, t), _mm256_mul_ps(both, _mm256_set1_ps(SLACK)));
+            _mm256_cmp_ps::<_CMP_NGT_UQ>(_mm256_sub_ps(both, _mm256_add_ps(p, p)), most)
+        };
+        _mm256_movemask_ps(mask) as u16
+    }
+}
+
+/// Sifts a panel with `Q` queries.
+///
+/// # Safety
+/// As [`sift`].
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn tile<const Q: usize>(metric: u32, panel: *const u8, steps: usize, sieves: *const Sieve, masks: *mut u16) {
+    // SAFETY: `j < Q`, `i < steps`.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let mut s = [[_mm256_setzero_si256(); 4]; Q];
+        let mut i = 0;
+        while i < steps {
+            let mut q = [_mm256_setzero_si256(); Q];
+            let mut j = 0;
+            while j < Q {
+                let four = (*sieves.add(j)).codes.add(i * 4).cast::<i32>().read_unaligned();
+                q[j] = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+                j += 1;
+            }
+            let mut k = 0;
+            while k < 4 {
+                // Four vectors, four elements each.
+                let v = _mm256_cvtepu8_epi16(_mm_loadu_si128(panel.add(i * 64 + k * 16).cast()));
+                j = 0;
+                while j < Q {
+                    s[j][k] = _mm256_add_epi32(s[j][k], _mm256_madd_epi16(v, q[j]));
+                    j += 1;
+                }
+                k += 1;
+            }
+            i += 1;
+        }
+        let mut j = 0;
+        while j < Q {
+            let (sieve, terms) = (&*sieves.add(j), panel.add(steps * 64));
+            // The two halves of each product; the sums of neighbours come out as 0 1 4 5 2 3 6 7.
+            let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(s[j][0], s[j][1]));
+            let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(s[j][2], s[j][3]));
+            let mask = stay(metric, low, sieve, terms) | stay(metric, high, sieve, terms.add(32)) << 8;
+            masks.add(j * SIFT_PANELS).write(mask);
+            j += 1;
+        }
+    }
+}
+
+/// See [`crate::vexfs_fp_sift`].
+///
+/// # Safety
+/// As there; the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn sift(
+    metric: u32,
+    panels: *const *const u8,
+    n: usize,
+    steps: usize,
+    sieves: *const Sieve,
+    m: usize,
+    masks: *mut u16,
+) {
+    let mut k = 0;
+    // SAFETY: the caller's promises; a tile does not reach behind `m` queries.
+    #[allow(unused_unsafe)]
+    unsafe {
+        while k < n {
+            let panel = *panels.add(k);
+            let mut j = 0;
+            while j < m {
+                let (s, out) = (sieves.add(j), masks.add(j * SIFT_PANELS + k));
+                if m - j >= 2 {
+                    tile::<2>(metric, panel, steps, s, out);
+                    j += 2;
+                } else {
+                    tile::<1>(metric, panel, steps, s, out);
+                    j += 1;
+                }
+            }
+            k += 1;
         }
     }
 }

@@ -5,14 +5,16 @@
 
 use crate::avx2::fetch;
 use crate::rough::LANES;
+use crate::sift::{Sieve, SIFT_PANELS, SLACK};
 use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
     __cpuid, __cpuid_count, __m256, __m512, __m512d, __m512i, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
     _mm256_extractf128_ps, _mm256_loadu_ps, _mm512_abs_ps, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256,
-    _mm512_castps_pd, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf64x4_pd, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_mul_pd, _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_set1_epi8,
-    _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_pd, _mm512_sub_pd, _mm512_sub_ps,
-    _mm512_xor_si512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _xgetbv,
+    _mm512_castps_pd, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps, _mm512_cvtps_pd, _mm512_dpbusd_epi32,
+    _mm512_extractf64x4_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_mul_pd, _mm512_mul_ps,
+    _mm512_reduce_add_epi32, _mm512_set1_epi32, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_storeu_pd, _mm512_sub_epi32, _mm512_sub_pd, _mm512_sub_ps, _mm512_xor_si512,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _xgetbv, _CMP_NGT_UQ, _CMP_NLT_UQ,
 };
 
 /// Whether the CPU has what is used here and the operating system keeps its registers.
@@ -343,6 +345,137 @@ pub(crate) unsafe fn codes(metric: u32, query: *const u8, len: usize, rows: *con
                 k += 1;
             }
             r += 4;
+        }
+    }
+}
+
+/// Verdicts on the 16 vectors of a panel, as [`crate::sift::stays`].
+///
+/// # Safety
+/// `terms` are those of a panel.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn stay(metric: u32, product: __m512i, s: &Sieve, terms: *const u8) -> u16 {
+    // SAFETY: three times 16 f32.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let set = |bits: u32| _mm512_set1_ps(f32::from_bits(bits));
+        let scale = _mm512_loadu_ps(terms.cast());
+        let norm = _mm512_loadu_ps(terms.add(64).cast());
+        let error = _mm512_loadu_ps(terms.add(128).cast());
+        let dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(product, _mm512_set1_epi32(s.bias)));
+        let p = _mm512_mul_ps(_mm512_mul_ps(dot, set(s.scale)), scale);
+        if metric == IP {
+            let more = _mm512_add_ps(_mm512_mul_ps(set(s.norm), error), _mm512_mul_ps(set(s.error), norm));
+            _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_add_ps(p, more), set(s.limit))
+        } else {
+            let both = _mm512_add_ps(set(s.norm), norm);
+            let t = _mm512_add_ps(set(s.limit), error);
+            let most = _mm512_add_ps(_mm512_mul_ps(t, t), _mm512_mul_ps(both, _mm512_set1_ps(SLACK)));
+            _mm512_cmp_ps_mask::<_CMP_NGT_UQ>(_mm512_sub_ps(both, _mm512_add_ps(p, p)), most)
+        }
+    }
+}
+
+/// Sifts `P` panels with `Q` queries: a product of each with each in a register.
+///
+/// # Safety
+/// As [`sift`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn tile<const P: usize, const Q: usize>(
+    metric: u32,
+    panels: *const *const u8,
+    steps: usize,
+    sieves: *const Sieve,
+    masks: *mut u16,
+) {
+    // SAFETY: `k < P`, `j < Q`, `i < steps`.
+    #[allow(unused_unsafe)]
+    unsafe {
+        let mut at = [core::ptr::null::<u8>(); P];
+        let mut codes = [core::ptr::null::<i8>(); Q];
+        let mut k = 0;
+        while k < P {
+            at[k] = *panels.add(k);
+            k += 1;
+        }
+        let mut j = 0;
+        while j < Q {
+            codes[j] = (*sieves.add(j)).codes;
+            j += 1;
+        }
+        let mut s = [[_mm512_setzero_si512(); P]; Q];
+        let mut i = 0;
+        while i < steps {
+            let mut v = [_mm512_setzero_si512(); P];
+            k = 0;
+            while k < P {
+                v[k] = _mm512_loadu_si512(at[k].add(i * 64).cast());
+                k += 1;
+            }
+            j = 0;
+            while j < Q {
+                let q = _mm512_set1_epi32(codes[j].add(i * 4).cast::<i32>().read_unaligned());
+                k = 0;
+                while k < P {
+                    s[j][k] = _mm512_dpbusd_epi32(s[j][k], v[k], q);
+                    k += 1;
+                }
+                j += 1;
+            }
+            i += 1;
+        }
+        j = 0;
+        while j < Q {
+            k = 0;
+            while k < P {
+                let mask = stay(metric, s[j][k], &*sieves.add(j), at[k].add(steps * 64));
+                masks.add(j * SIFT_PANELS + k).write(mask);
+                k += 1;
+            }
+            j += 1;
+        }
+    }
+}
+
+/// See [`crate::vexfs_fp_sift`].
+///
+/// # Safety
+/// As there; the CPU has AVX-512 with BW and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(crate) unsafe fn sift(
+    metric: u32,
+    panels: *const *const u8,
+    n: usize,
+    steps: usize,
+    sieves: *const Sieve,
+    m: usize,
+    masks: *mut u16,
+) {
+    let mut j = 0;
+    // SAFETY: the caller's promises; a tile does not reach behind `n` panels and `m` queries.
+    #[allow(unused_unsafe)]
+    unsafe {
+        while j < m {
+            let (s, out) = (sieves.add(j), masks.add(j * SIFT_PANELS));
+            if n == SIFT_PANELS && m - j >= 5 {
+                tile::<4, 5>(metric, panels, steps, s, out);
+                j += 5;
+            } else if n == SIFT_PANELS && m - j >= 3 {
+                tile::<4, 3>(metric, panels, steps, s, out);
+                j += 3;
+            } else if n == SIFT_PANELS {
+                tile::<4, 1>(metric, panels, steps, s, out);
+                j += 1;
+            } else {
+                let mut k = 0;
+                while k < n {
+                    tile::<1, 1>(metric, panels.add(k), steps, s, out.add(k));
+                    k += 1;
+                }
+                j += 1;
+            }
         }
     }
 }

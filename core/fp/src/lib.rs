@@ -24,6 +24,8 @@
 //!   it (see `rough::bound`).
 //! - *codes* ([`vexfs_fp_codes`]): an element is the nearest multiple of a 127th of the vector's largest one
 //!   ([`vexfs_fp_encode`]); products of codes are summed exactly in integers.
+//! - *sifting* ([`vexfs_fp_sift`]): such codes of 16 vectors side by side, with a proven bound of what they leave out (see
+//!   `sift`).
 //!
 //! **Keys.** A distance leaves the crate as a `u64` that orders as the distances do: the f64's bits with
 //! the sign bit flipped, or all bits if it is negative. −0.0 becomes 0.0, NaN (only from damaged inverse
@@ -42,8 +44,10 @@ mod avx512;
 mod cluster;
 mod rough;
 mod scalar;
+mod sift;
 
 pub use cluster::*;
+pub use sift::{panel_size, Sieve, SIFT_DIM_MAX, SIFT_PANELS, SIFT_ROWS};
 
 /// One stored vector.
 #[repr(C)]
@@ -279,6 +283,83 @@ pub unsafe extern "C" fn vexfs_fp_encode(
         codes.add(len).cast::<Terms>().write(terms);
         terms.coarse
     }
+}
+
+/// Puts a vector into a panel, as the one in place `lane`; `inv_norm` as in a [`Row`].
+///
+/// # Safety
+/// `words` holds `dim` readable u32, at most [`SIFT_DIM_MAX`]; `panel` has [`panel_size`] bytes and is aligned to 64;
+/// `lane < SIFT_ROWS`. In a kernel: inside an FPU section.
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_panel_put(
+    metric: u32,
+    words: *const u32,
+    dim: usize,
+    inv_norm: u64,
+    panel: *mut u8,
+    lane: usize,
+) {
+    // SAFETY: the caller promises the pointers.
+    unsafe { sift::put(metric, words, dim, inv_norm, panel, lane) };
+}
+
+/// Makes the codes of a query, a multiple of four, and what stands behind them; its limit is none yet.
+///
+/// # Safety
+/// `words` holds `dim` readable u32, at most [`SIFT_DIM_MAX`]; `codes` has room for `dim` bytes, rounded up to four; `out` room
+/// for the result. In a kernel: inside an FPU section.
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_sieve(
+    metric: u32,
+    words: *const u32,
+    dim: usize,
+    inv_norm: u64,
+    codes: *mut i8,
+    out: *mut Sieve,
+) {
+    // SAFETY: the caller promises the pointers.
+    unsafe { out.write(sift::sieve(metric, words, dim, inv_norm, codes)) };
+}
+
+/// [`Sieve::limit`] for a query with this [`Sieve::error`]: vectors with a key above `key` may go. In a kernel: inside an FPU
+/// section.
+#[no_mangle]
+pub extern "C" fn vexfs_fp_sift_limit(metric: u32, key: u64, error: u32) -> u32 {
+    sift::limit(metric, key, f32::from_bits(error))
+}
+
+/// Sifts `n` panels with `m` queries: bit `r` of `masks[j * SIFT_PANELS + p]` is 0 only if vector `r` of panel `p` has a key
+/// above the one that the limit of query `j` was made from.
+///
+/// # Safety
+/// `panels` holds `n <= SIFT_PANELS` pointers to panels of `4 * steps` elements, `sieves` `m` queries with as many codes; `masks`
+/// has room for `m * SIFT_PANELS`; `path` as in [`vexfs_fp_distances`]. In a kernel: inside an FPU section.
+#[no_mangle]
+pub unsafe extern "C" fn vexfs_fp_sift(
+    path: u32,
+    metric: u32,
+    panels: *const *const u8,
+    n: usize,
+    steps: usize,
+    sieves: *const Sieve,
+    m: usize,
+    masks: *mut u16,
+) {
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+    if path == AVX512 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX-512.
+        unsafe { avx512::sift(metric, panels, n, steps, sieves, m, masks) };
+        return;
+    }
+    #[cfg(all(target_arch = "x86_64", not(target_os = "none")))]
+    if path == AVX2 {
+        // SAFETY: the caller promises the pointers and that the CPU has AVX2.
+        unsafe { avx2::sift(metric, panels, n, steps, sieves, m, masks) };
+        return;
+    }
+    let _ = path;
+    // SAFETY: the caller promises the pointers.
+    unsafe { sift::sift(metric, panels, n, steps, sieves, m, masks) };
 }
 
 /// Whether a rough key lies behind a true one by more than `times` the mean error of `n` rough keys, whose true ones are in
