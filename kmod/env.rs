@@ -6,7 +6,9 @@ use crate::bindings as c;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use vexfs_core::cluster::Clustering;
-use vexfs_core::dist::{Batch, Distance, Native, Norm, Pairs, Query, Rough, BATCH, SCALAR};
+use vexfs_core::dist::{
+    Batch, Distance, Metric, Native, Norm, Pairs, Panels, Query, Rough, Sieve, Stays, BATCH, SCALAR,
+};
 use vexfs_core::env::Env;
 use vexfs_core::op::Time;
 use vexfs_core::Error;
@@ -103,6 +105,18 @@ impl Distance for Fpu {
         unsafe { c::vexfs_fpu_end() };
         resched();
         r
+    }
+
+    fn panel_put(&self, query: &Query<'_>, panel: &mut [u8], lane: usize) {
+        section(|n| n.panel_put(query, panel, lane));
+    }
+
+    fn sieve<'a>(&self, query: &Query<'_>, codes: &'a mut [u8]) -> Option<Sieve<'a>> {
+        section(|n| n.sieve(query, codes))
+    }
+
+    fn sift(&self, metric: Metric, panels: &Panels<'_>, sieves: &mut [Sieve<'_>], stays: &mut [Stays]) {
+        section(|n| n.sift(metric, panels, sieves, stays));
     }
 
     fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool {

@@ -167,6 +167,68 @@ impl<'a> Batch<'a> {
     }
 }
 
+pub use vexfs_fp::{SIFT_DIM_MAX, SIFT_PANELS, SIFT_ROWS};
+
+/// Bytes of a panel: the codes of [`SIFT_ROWS`] vectors side by side.
+pub const fn panel_bytes(dim: usize) -> usize {
+    vexfs_fp::panel_size(dim)
+}
+
+/// Bytes of the codes of a query that is sifted with.
+pub const fn sieve_bytes(dim: usize) -> usize {
+    dim.next_multiple_of(4)
+}
+
+/// A query in codes, to sift panels with.
+#[repr(transparent)]
+pub struct Sieve<'a> {
+    raw: vexfs_fp::Sieve,
+    borrow: PhantomData<&'a [u8]>,
+}
+
+impl Sieve<'_> {
+    /// From now on only keys up to `key` are of interest.
+    pub fn limit(&mut self, key: u64) {
+        self.raw.wanted = key;
+    }
+}
+
+/// Panels to sift in one call.
+pub struct Panels<'a> {
+    panels: [*const u8; SIFT_PANELS],
+    len: usize,
+    dim: usize,
+    borrow: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Panels<'a> {
+    /// None yet, of vectors of `dim` elements.
+    pub const fn new(dim: usize) -> Panels<'a> {
+        Panels { panels: [core::ptr::null(); SIFT_PANELS], len: 0, dim, borrow: PhantomData }
+    }
+
+    /// Adds a panel if there is room and it has the size of one.
+    pub fn push(&mut self, panel: &'a [u8]) {
+        if let Some(p) = self.panels.get_mut(self.len).filter(|_| panel.len() == panel_bytes(self.dim)) {
+            *p = panel.as_ptr();
+            self.len = self.len.wrapping_add(1);
+        }
+    }
+
+    /// Number of panels.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// For each panel a bit for each vector that stays.
+pub type Stays = [u16; SIFT_PANELS];
+
 /// Rough keys and true ones of the same vectors.
 #[derive(Debug, Default)]
 pub struct Pairs {
@@ -211,6 +273,16 @@ pub trait Distance: crate::cluster::Clustering + Sync + Send {
     /// Makes the codes of a vector; `codes` has [`code_words`] words, else nothing is done. True: they are a poor likeness,
     /// because a few elements are far larger than the rest.
     fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool;
+
+    /// Puts a vector into a panel, as the one in place `lane`. Nothing is done if the panel has another size or is not aligned to 64.
+    fn panel_put(&self, query: &Query<'_>, panel: &mut [u8], lane: usize);
+
+    /// Makes a query to sift with, its codes in `codes` ([`sieve_bytes`] of them, else `None`). It keeps everything until it has a limit.
+    fn sieve<'a>(&self, query: &Query<'_>, codes: &'a mut [u8]) -> Option<Sieve<'a>>;
+
+    /// Sifts panels with each of the queries: a bit is 0 only if the key that [`many`](Distance::many) gives for that vector is
+    /// above the query's limit.
+    fn sift(&self, metric: Metric, panels: &Panels<'_>, sieves: &mut [Sieve<'_>], stays: &mut [Stays]);
 
     /// Whether the rough key `far` lies behind the key `near` by more than `times` the mean error of the rough keys in
     /// `pairs`. With 0 for `far`: whether the farthest of the pairs lies so far behind the nearest.
@@ -326,6 +398,44 @@ impl Distance for Native {
         let (metric, words, to) = (query.metric as u32, query.words.as_ptr(), codes.as_mut_ptr().cast());
         // SAFETY: `dim` elements to read, room for `len` codes and the terms, in words.
         unsafe { vexfs_fp::vexfs_fp_encode(metric, words, dim, query.inv_norm, to, len) != 0 }
+    }
+
+    fn panel_put(&self, query: &Query<'_>, panel: &mut [u8], lane: usize) {
+        let dim = query.words.len();
+        let aligned = panel.as_ptr() as usize % 64 == 0;
+        if dim > SIFT_DIM_MAX || panel.len() != panel_bytes(dim) || !aligned || lane >= SIFT_ROWS {
+            return;
+        }
+        let (metric, words, to) = (query.metric as u32, query.words.as_ptr(), panel.as_mut_ptr());
+        // SAFETY: `dim` elements to read, a panel of that size, aligned, and a lane of it.
+        unsafe { vexfs_fp::vexfs_fp_panel_put(metric, words, dim, query.inv_norm, to, lane) }
+    }
+
+    fn sieve<'a>(&self, query: &Query<'_>, codes: &'a mut [u8]) -> Option<Sieve<'a>> {
+        let dim = query.words.len();
+        if dim > SIFT_DIM_MAX || codes.len() != sieve_bytes(dim) {
+            return None;
+        }
+        let mut raw = core::mem::MaybeUninit::uninit();
+        let (metric, words, to) = (query.metric as u32, query.words.as_ptr(), codes.as_mut_ptr().cast());
+        // SAFETY: `dim` elements to read, room for as many codes, rounded up to four, and for the result, which is written.
+        let raw = unsafe {
+            vexfs_fp::vexfs_fp_sieve(metric, words, dim, query.inv_norm, to, raw.as_mut_ptr());
+            raw.assume_init()
+        };
+        Some(Sieve { raw, borrow: PhantomData })
+    }
+
+    fn sift(&self, metric: Metric, panels: &Panels<'_>, sieves: &mut [Sieve<'_>], stays: &mut [Stays]) {
+        let steps = sieve_bytes(panels.dim) / 4;
+        if panels.dim > SIFT_DIM_MAX || stays.len() < sieves.len() || sieves.iter().any(|s| s.raw.steps != steps) {
+            return;
+        }
+        let (of, out) = (panels.panels.as_ptr(), stays.as_mut_ptr().cast());
+        let (all, m) = (sieves.as_mut_ptr().cast(), sieves.len());
+        // SAFETY: panels of the right size, queries with as many codes, which their borrow keeps, and room for the results of each;
+        // the path as in `many`.
+        unsafe { vexfs_fp::vexfs_fp_sift(self.path, metric as u32, of, panels.len, steps, all, m, out) }
     }
 
     fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool {

@@ -303,7 +303,7 @@ pub unsafe extern "C" fn vexfs_fp_panel_put(
     unsafe { sift::put(metric, words, dim, inv_norm, panel, lane) };
 }
 
-/// Makes the codes of a query, a multiple of four, and what stands behind them; its limit is none yet.
+/// Makes the codes of a query, a multiple of four, and what stands behind them; everything is wanted.
 ///
 /// # Safety
 /// `words` holds `dim` readable u32, at most [`SIFT_DIM_MAX`]; `codes` has room for `dim` bytes, rounded up to four; `out` room
@@ -321,15 +321,8 @@ pub unsafe extern "C" fn vexfs_fp_sieve(
     unsafe { out.write(sift::sieve(metric, words, dim, inv_norm, codes)) };
 }
 
-/// [`Sieve::limit`] for a query with this [`Sieve::error`]: vectors with a key above `key` may go. In a kernel: inside an FPU
-/// section.
-#[no_mangle]
-pub extern "C" fn vexfs_fp_sift_limit(metric: u32, key: u64, error: u32) -> u32 {
-    sift::limit(metric, key, f32::from_bits(error))
-}
-
 /// Sifts `n` panels with `m` queries: bit `r` of `masks[j * SIFT_PANELS + p]` is 0 only if vector `r` of panel `p` has a key
-/// above the one that the limit of query `j` was made from.
+/// above [`Sieve::wanted`] of query `j`.
 ///
 /// # Safety
 /// `panels` holds `n <= SIFT_PANELS` pointers to panels of `4 * steps` elements, `sieves` `m` queries with as many codes; `masks`
@@ -341,10 +334,16 @@ pub unsafe extern "C" fn vexfs_fp_sift(
     panels: *const *const u8,
     n: usize,
     steps: usize,
-    sieves: *const Sieve,
+    sieves: *mut Sieve,
     m: usize,
     masks: *mut u16,
 ) {
+    let mut j = 0;
+    while j < m {
+        // SAFETY: `j < m`.
+        unsafe { (*sieves.add(j)).renew(metric) };
+        j += 1;
+    }
     #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
     if path == AVX512 {
         // SAFETY: the caller promises the pointers and that the CPU has AVX-512.

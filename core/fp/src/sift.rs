@@ -37,17 +37,23 @@ pub const SIFT_DIM_MAX: usize = 4096;
 #[derive(Clone, Copy, Debug)]
 pub struct Sieve {
     /// Its codes, signed bytes, as many as a panel has for each vector.
-    pub codes: *const i8,
+    pub(crate) codes: *const i8,
     /// Bits of the f32 that a code is multiplied by.
-    pub scale: u32,
+    pub(crate) scale: u32,
     /// l2, cosine: bits of the f32 squared norm of what the codes stand for; ip: of its norm, rounded up.
-    pub norm: u32,
+    pub(crate) norm: u32,
     /// Bits of the f32 norm of what the codes leave out, rounded up. ip: and of what roundings may add, for a vector of length 1.
-    pub error: u32,
+    pub(crate) error: u32,
     /// 128 times the sum of the codes.
-    pub bias: i32,
-    /// Bits of the f32 that [`crate::vexfs_fp_sift_limit`] gives.
-    pub limit: u32,
+    pub(crate) bias: i32,
+    /// Bits of the f32 that stands for the key `limited`.
+    pub(crate) limit: u32,
+    /// A quarter of the number of codes.
+    pub steps: usize,
+    /// Vectors with a key above this one may go. Anybody may set it.
+    pub wanted: u64,
+    /// The key that `limit` was made from.
+    limited: u64,
 }
 
 /// Bytes of a panel.
@@ -182,11 +188,24 @@ pub(crate) unsafe fn sieve(metric: u32, words: *const u32, dim: usize, inv: u64,
         error: (error as f32).to_bits(),
         bias: c.sum.wrapping_mul(128),
         limit: limit(metric, u64::MAX, error as f32),
+        steps: dim.div_ceil(4),
+        wanted: u64::MAX,
+        limited: u64::MAX,
     }
 }
 
-/// See [`crate::vexfs_fp_sift_limit`].
-pub(crate) fn limit(metric: u32, key: u64, error: f32) -> u32 {
+impl Sieve {
+    /// Makes the limit from the key that is wanted.
+    pub(crate) fn renew(&mut self, metric: u32) {
+        if self.wanted != self.limited {
+            self.limit = limit(metric, self.wanted, f32::from_bits(self.error));
+            self.limited = self.wanted;
+        }
+    }
+}
+
+/// The limit for a key: of |a − b|, with the error of the query, or of a·b. All stay with the key of a NaN.
+fn limit(metric: u32, key: u64, error: f32) -> u32 {
     let bar = f64::from_bits(if key >> 63 != 0 { key ^ 1 << 63 } else { !key });
     let all = if metric == IP { f32::NEG_INFINITY } else { f32::INFINITY };
     if bar.is_nan() {

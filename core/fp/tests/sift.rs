@@ -149,7 +149,7 @@ fn nothing_within_the_limit_is_sifted_out() {
                     for (s, k) in sieves.iter_mut().zip(&keys) {
                         let mut sorted = k.clone();
                         sorted.sort_unstable();
-                        s.limit = vexfs_fp_sift_limit(metric, sorted[nth], s.error);
+                        s.wanted = sorted[nth];
                     }
                     let mut want = None;
                     for path in SCALAR..=vexfs_fp_best() {
@@ -161,7 +161,7 @@ fn nothing_within_the_limit_is_sifted_out() {
                                 panels.as_ptr(),
                                 n,
                                 steps,
-                                sieves.as_ptr(),
+                                sieves.as_mut_ptr(),
                                 sieves.len(),
                                 masks.as_mut_ptr(),
                             )

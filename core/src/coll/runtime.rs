@@ -492,7 +492,8 @@ impl Collection {
                     free.set(at);
                 }
             };
-            self.changes = self.changes.saturating_add(1);
+            // A kind that keeps nothing has nothing that is worth a checkpoint.
+            self.changes = self.changes.saturating_add(u64::from(index.version() != 0));
             index.maintain(&view, &mut meter, &mut self.scratch, inserts, &mut freed)?;
             if index.restarted() {
                 self.sort_slots();
@@ -703,13 +704,14 @@ impl Collection {
         let old = core::mem::replace(&mut self.index, new);
         // One that serves already finds more than one that was not finished.
         let finds = self.sets.pending.count() < self.sets.searchable.count() / 2;
-        if self.serving.is_none() && finds && old.get().memory() <= room && old.kind() != kind::FLAT {
+        if self.serving.is_none() && finds && old.get().memory() <= room {
             let pending = core::mem::replace(&mut self.sets.pending, pending);
             self.serving = mem::Box::try_new(Serving::new(old, pending)).ok();
         }
         if schema.index == kind::FLAT {
             self.serving = None;
         }
+        self.index.get_mut().arrived(0..self.store.len());
         self.schema = schema;
         self.sort_slots();
         self.changes = self.changes.saturating_add(1);

@@ -40,6 +40,7 @@ impl Collection {
             return Ok(());
         }
         self.store.admit_page(page as usize, tick)?;
+        self.index.get_mut().arrived(self.store.page_slots(page as usize));
         let per = self.vector_bytes().max(1) as usize;
         for (slot, bytes) in self.store.page_slots(page as usize).zip(bytes.chunks_exact(per)) {
             if let Some(row) = self.store.vector_mut(slot) {
@@ -79,17 +80,37 @@ impl Collection {
         if self.whole {
             return 0;
         }
+        // What only makes things quicker goes first.
+        let spare = self.index.get_mut().drop_spare();
+        if spare >= bytes {
+            return spare;
+        }
+        let bytes = bytes.saturating_sub(spare);
         let per = self.vector_bytes();
         let sets = &*self.sets;
         let keep = |slots: core::ops::Range<usize>| {
             let of = blocks((slots.start as u64).saturating_mul(per), (slots.end as u64).saturating_mul(per));
             [&sets.dirty_vectors, &sets.writing].iter().any(|s| s.next(of.start).is_some_and(|b| b < of.end))
         };
-        self.store.evict(bytes, protect, &keep)
+        self.store.evict(bytes, protect, &keep).saturating_add(spare)
     }
 
-    /// Bytes of memory that vectors take.
+    /// Gives codes for a scan the memory again that they had to give back, if all that is missing fits `room` bytes.
+    pub fn allow_spare(&mut self, room: usize) {
+        let absent = self
+            .store
+            .len()
+            .saturating_mul(self.store.dim())
+            .saturating_mul(4)
+            .saturating_sub(self.store.resident_bytes());
+        let index = self.index.get_mut();
+        if index.spare_wanted(self.store.len()).is_some_and(|w| w.saturating_add(absent) <= room) {
+            index.allow_spare();
+        }
+    }
+
+    /// Bytes of memory that vectors take, and what may go as they may.
     pub fn vector_memory(&self) -> usize {
-        self.store.resident_bytes()
+        self.store.resident_bytes().saturating_add(self.index.get().spare_memory())
     }
 }

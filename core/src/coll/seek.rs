@@ -12,7 +12,7 @@ use crate::dist::{Meter, Query};
 use crate::env::Env;
 use crate::error::{Error, Need, Step, Stop};
 use crate::format::Slot;
-use crate::index::{is_live, scan, Absent, Accept, Best, Bits, Gate, Probe, Seeker, View};
+use crate::index::{is_live, scan, scan_coded, Absent, Accept, Best, Bits, Gate, Probe, Seeker, View};
 use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
@@ -362,6 +362,13 @@ impl Seek {
         let from = self.at;
         let mut slots = slots.iter(from).map(|s| s as u32);
         let mut seekers = seekers(&mut self.queries, &self.words, &view, |s| s == state)?;
+        if let Some(codes) = c.index().codes().filter(|_| state == State::Scan) {
+            let all = c.searchable_slots();
+            let at = &mut self.at;
+            let done = scan_coded(&view, codes, &mut seekers, all, env.distance, accept, at, self.again);
+            self.progress.0 = self.progress.0.saturating_add(u64::from(self.at > from));
+            return done.map(|_| ());
+        }
         let done = scan(&view, &mut seekers, &mut slots, env.distance, accept, &mut self.at, usize::from(self.again));
         self.progress.0 = self.progress.0.saturating_add(u64::from(self.at > from));
         done.map(|_| ())

@@ -227,11 +227,19 @@ impl Volume {
     pub(super) fn trim_memory(&mut self) {
         let limit = self.view.env.cache_bytes;
         let nodes = self.view.tree.cached().saturating_mul(BLOCK);
-        if core::mem::take(&mut self.more_vectors) {
+        let fresh = core::mem::take(&mut self.more_vectors);
+        if fresh {
             self.stats.vector_bytes = self.vector_bytes() as u64;
         }
         let room = limit.saturating_sub(nodes.min(limit / 2));
         let over = (self.stats.vector_bytes as usize).saturating_sub(room);
+        if fresh && over == 0 {
+            // Only where it will hardly have to go again.
+            let free = room.saturating_sub(room / 8).saturating_sub(self.stats.vector_bytes as usize);
+            for (_, c) in self.view.collections.iter_mut() {
+                c.allow_spare(free);
+            }
+        }
         if over > 0 {
             // A little more, so that it is not done for each page.
             let gone = self.drop_vectors(over.saturating_add(room / 16));
@@ -349,7 +357,10 @@ impl Volume {
         let env = self.view.env;
         let absent = Absent::within(self.view.tree.time(), env.cache_bytes);
         let Some(c) = self.view.collections.get_mut(ino) else { return Ok(false) };
-        c.work(&env, &absent, budget)?;
+        let before = c.vector_memory();
+        let done = c.work(&env, &absent, budget);
+        self.more_vectors |= c.vector_memory() != before;
+        done?;
         if absent.any() {
             self.bring_in_for_work(ino, absent.take());
             return Ok(true);

@@ -77,6 +77,11 @@ impl Bits {
         self.words.get(at).is_some_and(|w| w & bit != 0)
     }
 
+    /// The members from 64·`at` on below 64·(`at` + 1), as bits.
+    pub fn word(&self, at: usize) -> u64 {
+        self.words.get(at).copied().unwrap_or(0)
+    }
+
     /// Number of members.
     pub fn count(&self) -> u64 {
         self.ones

@@ -2,10 +2,11 @@
 //! The exact scan: the flat index, and what every other index falls back on. Reports the true nearest, ties by
 //! lower id.
 
-use super::{Accept, Gate, Heap, Index, IndexInfo, Inserted, Probe, Scratch, View};
-use crate::dist::{Batch, Distance, Meter, Query, BATCH};
+use super::sift::GROUP;
+use super::{Accept, Bits, Codes, Gate, Heap, Index, IndexInfo, Inserted, Probe, Scratch, View};
+use crate::dist::{sieve_bytes, Batch, Distance, Meter, Query, Sieve, Stays, BATCH, SIFT_PANELS, SIFT_ROWS};
 use crate::error::{Error, Step};
-use crate::mem::NoMemory;
+use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// The nearest so far: (key, id, slot), the farthest on top.
@@ -227,9 +228,151 @@ fn settle(
     Ok(())
 }
 
-/// No structure at all: every search is a scan.
-#[derive(Clone, Copy, Debug)]
-pub struct Flat;
+/// Queries that are sifted with in one call: the time that a kernel does not preempt.
+const SIEVES: usize = 15;
+
+/// As [`scan`] of the members of `slots` from `*at` on, for those with codes over the codes first: what these do not rule out is
+/// measured as there. Goes by groups of 64 slots, for all seekers before the next; one at which it stopped is done again,
+/// so `again` says whether that may be so of the first.
+#[allow(clippy::too_many_arguments)] // the state of one scan
+#[inline(never)] // keeps stack frames small
+pub fn scan_coded(
+    view: &View<'_>,
+    codes: &Codes,
+    seekers: &mut [Seeker<'_>],
+    slots: &Bits,
+    kernels: &dyn Distance,
+    accept: &mut Option<&mut Accept<'_>>,
+    at: &mut u64,
+    again: bool,
+) -> Step<bool> {
+    let len = sieve_bytes(view.store.dim());
+    let mut bytes = mem::filled(len.saturating_mul(seekers.len()), 0u8)?;
+    let mut sieves = Vec::new();
+    mem::reserve(&mut sieves, seekers.len())?;
+    for (s, to) in seekers.iter().zip(bytes.chunks_exact_mut(len.max(1))) {
+        mem::push(&mut sieves, kernels.sieve(&s.query, to).ok_or(Error::Invalid)?)?;
+    }
+    let mut again = again;
+    while let Some(next) = slots.next(*at) {
+        let group = (next / GROUP as u64) as usize;
+        let first = next.wrapping_sub(next % GROUP as u64);
+        // What is before the place of the scan was done.
+        let behind = u64::MAX.wrapping_shl((*at).max(first).wrapping_sub(first) as u32 & 63);
+        let wanted = slots.word(group) & behind;
+        let coded = wanted & codes.valid(group);
+        if coded != 0 {
+            let mut rest = seekers.iter_mut();
+            for some in sieves.chunks_mut(SIEVES) {
+                sift(view, codes, (group, coded), &mut rest, some, kernels, accept, again)?;
+            }
+        }
+        if wanted != coded {
+            let mut others = Ones(wanted & !coded, first);
+            scan(view, seekers, &mut others, kernels, accept, &mut 0, if again { usize::MAX } else { 0 })?;
+        }
+        if view.absent.any() {
+            view.store.note_absent(view.absent, next as usize, AHEAD_BYTES);
+            return Ok(false);
+        }
+        *at = first.saturating_add(GROUP as u64);
+        again = false;
+    }
+    Ok(true)
+}
+
+/// The slots of a group, as bits and the number of the first.
+struct Ones(u64, u64);
+
+impl Iterator for Ones {
+    type Item = u32;
+    fn next(&mut self) -> Option<u32> {
+        if self.0 == 0 {
+            return None;
+        }
+        let slot = self.1.saturating_add(u64::from(self.0.trailing_zeros()));
+        self.0 &= self.0.wrapping_sub(1);
+        Some(slot as u32)
+    }
+}
+
+/// Sifts the slots `coded` of a group for as many seekers as there are sieves, and measures what stays.
+#[allow(clippy::too_many_arguments)] // the state of one scan
+#[inline(never)] // keeps stack frames small
+fn sift<'s, 'q: 's>(
+    view: &View<'_>,
+    codes: &Codes,
+    (group, coded): (usize, u64),
+    seekers: &mut dyn Iterator<Item = &'s mut Seeker<'q>>,
+    sieves: &mut [Sieve<'_>],
+    kernels: &dyn Distance,
+    accept: &mut Option<&mut Accept<'_>>,
+    again: bool,
+) -> Step<()> {
+    let (panels, numbers) = codes.panels(group, coded);
+    let mut stays: [Stays; SIEVES] = [[u16::MAX; SIFT_PANELS]; SIEVES];
+    kernels.sift(view.metric, &panels, sieves, &mut stays);
+    for (stays, sieve) in stays.iter().zip(sieves) {
+        let Some(seeker) = seekers.next() else { return Ok(()) };
+        *seeker.distances = seeker.distances.saturating_add(u64::from(coded.count_ones()));
+        let mut left = 0u64;
+        for (stays, number) in stays.iter().zip(numbers).take(panels.len()) {
+            left |= u64::from(*stays).wrapping_shl(number.wrapping_mul(SIFT_ROWS as u32));
+        }
+        if left & coded != 0 {
+            let mut ones = Ones(left & coded, (group as u64).saturating_mul(GROUP as u64));
+            measure(view, seeker, &mut ones, kernels, accept, again)?;
+            sieve.limit(seeker.best.bar());
+        }
+    }
+    Ok(())
+}
+
+/// Measures slots for one seeker. Absent ones are noted.
+#[inline(never)] // keeps stack frames small
+fn measure(
+    view: &View<'_>,
+    seeker: &mut Seeker<'_>,
+    slots: &mut Ones,
+    kernels: &dyn Distance,
+    accept: &mut Option<&mut Accept<'_>>,
+    again: bool,
+) -> Step<()> {
+    let mut meter = Meter::new(kernels);
+    let mut rows = Rows::new(view);
+    let mut done = Ok(());
+    while done.is_ok() {
+        let next = slots.next();
+        if let Some(slot) = next {
+            rows.push(view, slot);
+        }
+        if rows.batch.is_full() || next.is_none() {
+            done = filter(view, seeker, &rows, &mut meter, accept, again);
+            rows.batch.clear();
+        }
+        if next.is_none() {
+            break;
+        }
+    }
+    *seeker.distances = seeker.distances.saturating_add(meter.count);
+    done
+}
+
+/// No structure but codes that make a scan quicker: every search is a scan.
+#[derive(Debug)]
+pub struct Flat {
+    codes: Codes,
+}
+
+/// Groups whose codes are made for the cost of one insert into a graph.
+const CODED_AT_ONCE: usize = 2;
+
+impl Flat {
+    /// Without codes yet.
+    pub fn new(dim: u32) -> Flat {
+        Flat { codes: Codes::new(dim as usize) }
+    }
+}
 
 impl Index for Flat {
     fn version(&self) -> u32 {
@@ -245,18 +388,39 @@ impl Index for Flat {
         Ok(Inserted::Yes)
     }
     fn remove(&mut self, _: u32) {}
-    fn overwritten(&mut self, _: u32) {}
+    fn overwritten(&mut self, slot: u32) {
+        self.codes.changed(slot as usize..(slot as usize).saturating_add(1));
+    }
+    fn arrived(&mut self, slots: core::ops::Range<usize>) {
+        self.codes.changed(slots);
+    }
+    fn codes(&self) -> Option<&Codes> {
+        Some(&self.codes).filter(|c| c.any())
+    }
+    fn spare_memory(&self) -> usize {
+        self.codes.memory()
+    }
+    fn drop_spare(&mut self) -> usize {
+        self.codes.refuse()
+    }
+    fn spare_wanted(&self, slots: usize) -> Option<usize> {
+        self.codes.refused(slots)
+    }
+    fn allow_spare(&mut self) {
+        self.codes.allow();
+    }
     fn needs_maintenance(&self) -> bool {
-        false
+        self.codes.is_due()
     }
     fn maintain(
         &mut self,
-        _: &View<'_>,
-        _: &mut Meter<'_>,
+        view: &View<'_>,
+        meter: &mut Meter<'_>,
         _: &mut Scratch,
-        _: usize,
+        budget: usize,
         _: &mut dyn FnMut(u32),
     ) -> Result<(), Error> {
+        self.codes.make(view, meter.kernels(), budget.saturating_mul(CODED_AT_ONCE));
         Ok(())
     }
     fn nearest(
@@ -277,6 +441,6 @@ impl Index for Flat {
         IndexInfo::default()
     }
     fn memory(&self) -> usize {
-        0
+        self.codes.memory()
     }
 }

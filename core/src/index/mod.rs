@@ -13,15 +13,17 @@ mod kmeans;
 mod lsh;
 mod pq;
 mod refine;
+mod sift;
 mod store;
 
 pub use bits::Bits;
-pub use flat::{scan, Best, Flat, Seeker};
+pub use flat::{scan, scan_coded, Best, Flat, Seeker};
 pub use heap::Heap;
 pub use hnsw::{GraphHead, GraphNode, Hnsw, EF_DEFAULT, EF_MAX, M_DEFAULT, M_MAX, M_MIN};
 pub use ivf::{Ivf, IvfEntry, IvfHead};
 pub use lsh::{Lsh, LshEntry, LshHead};
 pub use pq::{Pq, PqEntry, PqHead};
+pub use sift::Codes;
 pub use store::{Absent, Rows, Table, VectorStore, SLOTS_MAX};
 
 use crate::dist::{Distance, Meter, Metric, Query};
@@ -295,6 +297,32 @@ pub trait Index {
     fn insert(&mut self, view: &View<'_>, meter: &mut Meter<'_>, s: &mut Scratch, slot: u32)
         -> Result<Inserted, Error>;
 
+    /// The vectors of these slots have come into memory.
+    fn arrived(&mut self, _slots: core::ops::Range<usize>) {}
+
+    /// Codes for an exact scan, if there are any.
+    fn codes(&self) -> Option<&Codes> {
+        None
+    }
+
+    /// Bytes of memory that may go without harm, if there is too little.
+    fn spare_memory(&self) -> usize {
+        0
+    }
+
+    /// Gives that memory back and does not take it again. Gives the bytes that went.
+    fn drop_spare(&mut self) -> usize {
+        0
+    }
+
+    /// Bytes that it would take again for `slots` slots if it were allowed to; `None` if it has not been dropped.
+    fn spare_wanted(&self, _slots: usize) -> Option<usize> {
+        None
+    }
+
+    /// There is enough memory again.
+    fn allow_spare(&mut self) {}
+
     /// The record of the slot is gone; its vector stays until the index no longer [`holds`](Index::holds) it.
     fn remove(&mut self, slot: u32);
 
@@ -379,7 +407,7 @@ impl AnyIndex {
     #[inline(never)] // keeps stack frames small
     pub fn new(schema: &Schema) -> Result<AnyIndex, Error> {
         match schema.index {
-            kind::FLAT => Ok(AnyIndex::Flat(Flat)),
+            kind::FLAT => Ok(AnyIndex::Flat(Flat::new(schema.dim))),
             kind::HNSW => Ok(AnyIndex::Hnsw(Hnsw::new(schema.m, schema.ef_construction, schema.seed))),
             kind::IVF => Ok(AnyIndex::Ivf(Ivf::new(schema.lists, schema.seed))),
             kind::PQ => Ok(AnyIndex::Pq(Pq::new(schema.dim, schema.subvectors, schema.bits, schema.seed))),
