@@ -148,8 +148,9 @@ pub(crate) unsafe fn put(metric: u32, words: *const u32, dim: usize, inv: u64, p
     let c = unsafe { encode(metric, words, dim, inv, |i, n| to(i).write((n as u8) ^ 128)) };
     let mut i = dim;
     while i % 4 != 0 {
+        // Volatile, so that no call of memset is made of it: this crate calls nothing.
         // SAFETY: as above.
-        unsafe { to(i).write(128) };
+        unsafe { to(i).write_volatile(128) };
         i += 1;
     }
     let end = dim.div_ceil(4) * 64;
@@ -171,7 +172,7 @@ pub(crate) unsafe fn sieve(metric: u32, words: *const u32, dim: usize, inv: u64,
     let mut i = dim;
     while i % 4 != 0 {
         // SAFETY: as above.
-        unsafe { codes.add(i).write(0) };
+        unsafe { codes.add(i).write_volatile(0) };
         i += 1;
     }
     let error = if metric == IP {

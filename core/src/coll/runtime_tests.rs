@@ -8,6 +8,8 @@ use crate::format::IndexRoot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::{println, vec, vec::Vec};
 
+#[path = "runtime_flat_tests.rs"]
+mod flat;
 #[path = "runtime_kinds_tests.rs"]
 mod kinds;
 #[path = "runtime_load_tests.rs"]
@@ -76,6 +78,11 @@ impl World {
         if let Some(slot) = self.c.slot_of(id) {
             self.c.drop_slot(slot);
         }
+    }
+
+    fn drop_codes(&mut self) {
+        self.c.index.get_mut().drop_spare();
+        self.c.index.get_mut().allow_spare();
     }
 
     fn settle(&mut self) {
@@ -206,15 +213,22 @@ fn flat_equals_brute_force() {
                 if round % 10 != 0 {
                     continue;
                 }
+                // Codes of all, of some, of none.
+                match rng.below(4) {
+                    0 => w.settle(),
+                    1 => drop(w.c.work(&env(), &Absent::new(0), 1)),
+                    2 if round % 30 == 0 => w.drop_codes(),
+                    _ => {}
+                }
                 w.check_slots();
                 let q = grid(&mut rng, dim);
                 let truth = w.brute(&q, |_| true);
                 for k in [0, 1, 7, 1000] {
                     let (got, stats) = w.search(&SearchParams { query: &q, k, ef: 0, radius: None, exact: false });
                     assert_eq!(got, truth[..k.min(truth.len())]);
-                    // Each record at least once, and those that the bounds did not rule out again.
+                    // Each record at least once, and those that the bounds did not rule out again: codes, then the f32 kernel.
                     let n = w.model.len() as u64;
-                    assert!((n..=2 * n).contains(&stats.distances));
+                    assert!((n..=3 * n).contains(&stats.distances));
                 }
                 // All within a radius, ties with it included.
                 if let Some((radius, _)) = truth.get(rng.below(truth.len().max(1) as u64) as usize) {
@@ -234,7 +248,8 @@ fn flat_equals_brute_force() {
                 let got: Vec<_> = out.iter().map(|h| (h.key, h.id)).collect();
                 assert_eq!(got, want[..want.len().min(5)]);
             }
-            assert!(!w.c.has_work() && w.c.index_bytes().unwrap().is_none());
+            w.settle();
+            assert!(w.c.index_bytes().unwrap().is_none() && w.c.index_changes() == 0);
         }
     }
 }
