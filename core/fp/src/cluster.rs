@@ -100,8 +100,9 @@ pub unsafe extern "C" fn vexfs_fp_project(
     out: *mut u32,
 ) {
     let scale = factor(inv_norm);
+    // Whoever has AVX-512 has AVX2.
     #[cfg(target_arch = "x86_64")]
-    if path == crate::AVX2 {
+    if path != crate::SCALAR {
         // SAFETY: the caller promises the pointers and that the CPU has AVX2.
         unsafe { wide::project(x, dim, scale, m, n, bias, out) };
         return;
