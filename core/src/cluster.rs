@@ -3,7 +3,7 @@
 //! tables (`vexfs_fp`, module `cluster`). Every call is short: its caller bounds what one FPU section does.
 
 use crate::dist::Native;
-pub use vexfs_fp::PANEL;
+pub use vexfs_fp::{BLOCK_CODES, NIBBLE_MAX, PANEL};
 
 /// What [`Distance`](crate::dist::Distance) has to offer besides distances. A call whose slices do not fit each other does
 /// nothing. `scale` is the f64 bits of a factor for the vector (an inverse norm); 0 stands for 1.
@@ -25,6 +25,9 @@ pub trait Clustering {
 
     /// Sums of table entries for codes of `len` bytes.
     fn lookup(&self, tables: &[u16], len: usize, codes: &[u8], out: &mut [u32]);
+
+    /// Sums of table entries for a block of 64 codes of `len` bytes, half a byte at a time, and which of them are at most `most`.
+    fn nibbles(&self, tables: &[u8], len: usize, block: &[u32], most: u16, sums: &mut [u16; BLOCK_CODES]) -> u64;
 
     /// Normally distributed numbers.
     fn normal(&self, seed: u64, out: &mut [u32]);
@@ -90,6 +93,17 @@ impl Clustering for Native {
                 vexfs_fp::vexfs_fp_lookup(tables.as_ptr(), len, codes.as_ptr(), out.len(), out.as_mut_ptr());
             }
         }
+    }
+
+    fn nibbles(&self, tables: &[u8], len: usize, block: &[u32], most: u16, sums: &mut [u16; BLOCK_CODES]) -> u64 {
+        let fits = |have: usize, each: usize| len.checked_mul(each).is_some_and(|n| n <= have);
+        let mut mask = 0;
+        if fits(tables.len(), 32) && fits(block.len(), BLOCK_CODES / 4) {
+            let (tables, block, sums) = (tables.as_ptr(), block.as_ptr().cast(), sums.as_mut_ptr());
+            // SAFETY: the lengths were compared; the path is scalar or what the leaf found on this CPU.
+            unsafe { vexfs_fp::vexfs_fp_nibbles(self.path(), tables, len, block, 1, most, &mut mask, sums) }
+        }
+        mask
     }
 
     fn normal(&self, seed: u64, out: &mut [u32]) {

@@ -187,3 +187,47 @@ fn nothing_within_the_limit_is_sifted_out() {
     // It is of use.
     assert!(out * 4 > all, "{out} of {all} sifted out");
 }
+
+#[test]
+fn sums_of_nibbles_are_the_same_on_all_paths() {
+    let mut rng = Rng(3);
+    for len in [1usize, 2, 3, 31, 66, 120, 258] {
+        let most = NIBBLE_MAX as u64;
+        let tables: Vec<u8> =
+            (0..32 * len).map(|i| if i % 7 == 0 { most as u8 } else { (rng.next() % (most + 1)) as u8 }).collect();
+        let blocks: Vec<u8> = (0..3 * 64 * len).map(|_| rng.next() as u8).collect();
+        let mut want = Vec::new();
+        for block in blocks.chunks(64 * len) {
+            for c in 0..64 {
+                let of = |b: usize| {
+                    (
+                        tables[b * 32 + (block[b * 64 + c] & 15) as usize],
+                        tables[b * 32 + 16 + (block[b * 64 + c] >> 4) as usize],
+                    )
+                };
+                want.push((0..len).map(|b| u32::from(of(b).0) + u32::from(of(b).1)).sum::<u32>() as u16);
+            }
+        }
+        for path in SCALAR..=vexfs_fp_best() {
+            for limit in [0, want[5], want[70], u16::MAX] {
+                let (mut masks, mut sums) = ([0u64; 3], [0u16; 192]);
+                unsafe {
+                    vexfs_fp_nibbles(
+                        path,
+                        tables.as_ptr(),
+                        len,
+                        blocks.as_ptr(),
+                        3,
+                        limit,
+                        masks.as_mut_ptr(),
+                        sums.as_mut_ptr(),
+                    )
+                };
+                assert_eq!(sums[..], want[..], "path {path}, {len} bytes");
+                for (i, s) in want.iter().enumerate() {
+                    assert_eq!(masks[i / 64] >> (i % 64) & 1 != 0, *s <= limit);
+                }
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// Version of the encoding.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 const MAGIC: u64 = u64::from_le_bytes(*b"VXlsh\0\0\0");
 
 layout! {
@@ -20,12 +20,12 @@ layout! {
     /// follows: what is added to minus the product with its direction. Then the members.
     pub struct LshHead [64] {
         0 magic: u64 = "`VXlsh`",
-        8 version: u32 = "version of the encoding, 1",
+        8 version: u32 = "version of the encoding, 2",
         12 dim: u32 = "dimension",
         16 metric: u32 = "metric as in the schema",
         20 tables: u32 = "number of tables; 0: not made yet, no codes",
         24 bits: u32 = "bits of a code, at most 32",
-        28 unit: u32 = "l2: f32 factor by which a product becomes 65536ths of a stretch; else 0",
+        28 unit: u32 = "l2: f32 factor by which most products differ by at most 32768; 0 if they are all the same, and for other metrics",
         32 seed: u64 = "seed of the hash functions",
         40 members: u64 = "number of members",
         48 trained: u64 = "members when the tables were made; 0: not made yet",

@@ -3,15 +3,16 @@
 //! for l2; Lv, Josephson, Wang, Charikar and Li 2007 for the probes). Owns hash tables; promises that a member is in one
 //! bucket of each table, that of its vector.
 //!
-//! A bit of a code comes from one random direction. Cosine and ip take the sign of the product, cosine relative to the
-//! mean of the vectors, because embeddings often lie in a narrow cone, which planes through the origin do not divide. l2 divides the line
-//! into stretches, randomly shifted and wide enough that most products lie in two of them, and takes the parity of the
-//! stretch. A search looks into the buckets in the order of how little the query would have to move to be there, until it
-//! has a pool of candidates. It ranks these by all bits of their codes, a bit that differs counting as much as the query is
-//! away from its border, and measures the best ones exactly.
+//! A bit of a code comes from one random direction: on which side of a border the product with it lies. The border of ip is 0. That
+//! of cosine is the product of the mean of the vectors, because embeddings often lie in a narrow cone, which planes through the
+//! origin do not divide. That of l2 is the product of one vector of a sample, taken at random from the middle four fifths: borders
+//! at many distances from the middle tell lengths apart as well as directions. All codes are ranked by all of their bits, a bit
+//! that differs counting as much as the query is away from its border, and the best ones are measured exactly. Where there are
+//! far more vectors than candidates, a search first looks into buckets, in the order of how little the query would have to
+//! move to be there, until it has a pool, and ranks that.
 //!
-//! The width of the stretches and, unless the schema gives it, the number of bits come from what is there when the
-//! tables are made; they are made anew when that has grown much. See `ivf` for how members come back then.
+//! The borders and, unless the schema gives it, the number of bits come from what is there when the tables are made; they are
+//! made anew when that has grown much. See `ivf` for how members come back then.
 
 mod encode;
 mod probe;
@@ -21,7 +22,7 @@ pub(crate) use probe::Probes;
 
 use super::kmeans::{hash, sample, scale, Matrix};
 use super::{Gate, Index, IndexInfo, Inserted, Probe, Rows, Scratch, View};
-use crate::cluster::PANEL;
+use crate::cluster::{BLOCK_CODES, PANEL};
 use crate::dist::{Distance, Meter, Metric};
 use crate::error::{Error, Step};
 use crate::mem::{self, NoMemory};
@@ -51,7 +52,7 @@ const RERANK: (usize, usize) = (200, 20);
 struct Shape {
     tables: u32,
     bits: u32,
-    /// l2: f32 bits of the factor that makes a product a number of 65536ths of a stretch; else 0.
+    /// l2: f32 bits of the factor that makes a product a number of 65536ths of about twice what products differ by; else 0.
     unit: u32,
 }
 
@@ -69,6 +70,8 @@ pub struct Lsh {
     heads: Vec<u32>,
     /// For each slot its code: a string of the bits of all tables.
     codes: Rows,
+    /// The same in blocks of 64 slots: the first bytes of all, then the second ones.
+    blocks: Rows,
     /// For each slot and table the next and the previous slot in the bucket.
     rows: Rows,
     states: Vec<bool>,
@@ -110,6 +113,12 @@ fn fixed(key: u32, shift: i32) -> i64 {
     }
 }
 
+/// f32 bits of the product that a key without a bias stands for, which is minus the product.
+fn product_of(key: u32) -> u32 {
+    let minus = if key >> 31 == 0 { !key } else { key ^ (1 << 31) };
+    minus ^ (1 << 31)
+}
+
 impl Lsh {
     /// No tables yet. 0 stands for a default.
     pub fn new(dim: u32, tables: u32, bits: u32, seed: u64) -> Lsh {
@@ -121,6 +130,7 @@ impl Lsh {
             planes: None,
             heads: Vec::new(),
             codes: Rows::new(0),
+            blocks: Rows::new(0),
             rows: Rows::new(0),
             states: Vec::new(),
             members: 0,
@@ -211,8 +221,40 @@ impl Lsh {
         }
         m.keys(kernels, &sums, 0, false, &mut s.keys)?;
         for (bias, key) in m.bias.iter_mut().zip(&s.keys) {
-            // The f32 of the key is minus the product.
-            *bias = if key >> 31 == 0 { !key } else { key ^ (1 << 31) } ^ (1 << 31);
+            *bias = product_of(*key);
+        }
+        Ok(())
+    }
+
+    /// l2: the borders, of products times `factor`.
+    #[inline(never)] // keeps stack frames small
+    fn borders(
+        &self,
+        view: &View<'_>,
+        kernels: &dyn Distance,
+        m: &mut Matrix,
+        factor: u64,
+        s: &mut Scratch,
+    ) -> Result<(), NoMemory> {
+        let chosen = sample(self.states.len(), self.members as usize, SAMPLE, |x| self.member(x))?;
+        let columns = m.columns();
+        let mut products = mem::filled(columns.saturating_mul(chosen.len()), 0u32)?;
+        for (n, slot) in chosen.iter().enumerate() {
+            let Some((words, _)) = view.row(*slot) else { continue };
+            m.keys(kernels, words, factor, false, &mut s.keys)?;
+            for (c, key) in s.keys.iter().enumerate() {
+                if let Some(p) = products.get_mut(c.saturating_mul(chosen.len()).saturating_add(n)) {
+                    *p = *key;
+                }
+            }
+        }
+        let tenth = chosen.len() / 10;
+        let middle = chosen.len().saturating_sub(tenth.saturating_mul(2)).max(1) as u64;
+        for ((n, column), bias) in (0u64..).zip(products.chunks_mut(chosen.len().max(1))).zip(&mut m.bias) {
+            column.sort_unstable();
+            let which = hash(!self.seed, n).checked_rem(middle).unwrap_or(0) as usize;
+            let key = column.get(tenth.saturating_add(which)).copied().unwrap_or(1 << 31);
+            *bias = product_of(key);
         }
         Ok(())
     }
@@ -225,7 +267,11 @@ impl Lsh {
         if view.metric == Metric::Cosine {
             self.centre(view, kernels, &mut planes, s)?;
         }
-        let unit = if view.metric == Metric::L2 { self.measure(view, kernels, &planes, s)? } else { 0 };
+        let mut unit = 0;
+        if view.metric == Metric::L2 {
+            unit = self.measure(view, kernels, &planes, s)?;
+            self.borders(view, kernels, &mut planes, widen(unit), s)?;
+        }
         view.absent.none()?;
         self.renew(planes, Shape { tables, bits, unit })
     }
@@ -233,7 +279,9 @@ impl Lsh {
     fn renew(&mut self, planes: Matrix, shape: Shape) -> Result<(), NoMemory> {
         let buckets = (shape.tables as usize).checked_shl(shape.bits.min(BUCKET_BITS)).ok_or(NoMemory)?;
         let heads = mem::filled(buckets, NONE)?;
-        self.codes = Rows::new(planes.columns().div_ceil(32));
+        let words = planes.columns().div_ceil(32);
+        self.codes = Rows::new(words);
+        self.blocks = Rows::new(words.saturating_mul(BLOCK_CODES));
         self.rows = Rows::new((shape.tables as usize).saturating_mul(2));
         self.heads = heads;
         self.planes = Some(planes);
@@ -257,16 +305,10 @@ impl Lsh {
     ) -> Result<(), NoMemory> {
         let Some(m) = &self.planes else { return Ok(()) };
         m.keys(kernels, x, factor, true, keys)?;
-        for (n, key) in (0u64..).zip(keys.iter()) {
-            if self.shape.unit == 0 {
-                let v = fixed(*key, 16);
-                each(u32::from(v < 0), v.unsigned_abs().min(u64::from(u32::MAX)) as u32);
-            } else {
-                let shift = (hash(!self.seed, n) & 0xffff) as i64;
-                let v = fixed(*key, 0).wrapping_add(shift);
-                let rest = (v & 0xffff) as u32;
-                each(u32::from(v & 0x1_0000 != 0), rest.min(0x1_0000u32.wrapping_sub(rest)));
-            }
+        let shift = if self.shape.unit == 0 { 16 } else { 0 };
+        for key in keys.iter() {
+            let v = fixed(*key, shift);
+            each(u32::from(v < 0), v.unsigned_abs().min(u64::from(u32::MAX)) as u32);
         }
         Ok(())
     }
@@ -350,6 +392,7 @@ impl Lsh {
         }
         if self.planes.is_some() {
             self.codes.grow(slots)?;
+            self.blocks.grow(slots.div_ceil(BLOCK_CODES))?;
             self.rows.grow(slots)?;
         }
         Ok(())
@@ -364,6 +407,16 @@ impl Lsh {
         self.members = self.members.saturating_add(1);
         if let Some(to) = self.codes.get_mut(slot as usize) {
             mem::copy(to, code);
+        }
+        if let Some(block) = self.blocks.get_mut(slot as usize / BLOCK_CODES) {
+            let at = slot as usize % BLOCK_CODES;
+            // Each byte of the code goes to a line of 64 bytes, so of 16 words.
+            for (line, byte) in block.chunks_exact_mut(BLOCK_CODES / 4).zip(code.iter().flat_map(|w| w.to_le_bytes())) {
+                if let Some(w) = line.get_mut(at / 4) {
+                    let shift = (at % 4 * 8) as u32;
+                    *w = *w & !0xffu32.wrapping_shl(shift) | u32::from(byte).wrapping_shl(shift);
+                }
+            }
         }
         for table in 0..self.shape.tables as usize {
             let (next, previous) = self.places(table);
@@ -511,6 +564,7 @@ impl Index for Lsh {
         self.rows
             .memory()
             .saturating_add(self.codes.memory())
+            .saturating_add(self.blocks.memory())
             .saturating_add(self.states.capacity())
             .saturating_add(self.heads.capacity().saturating_mul(4))
             .saturating_add(self.planes.as_ref().map_or(0, Matrix::memory))

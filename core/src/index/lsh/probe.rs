@@ -2,17 +2,22 @@
 //! Multi-probe: buckets in the order of how far the query is from them, over all tables at once.
 
 use super::super::pq::rerank;
-use super::{Lsh, NONE};
+use super::{Lsh, Matrix, NONE};
+use crate::cluster::{BLOCK_CODES, NIBBLE_MAX};
 use crate::dist::{Distance, Meter, Metric, Query};
 use crate::error::Step;
-use crate::index::{is_live, Gate, Heap, Probe, Scratch, View};
+use crate::index::{is_live, Gate, Heap, Near, Probe, Scratch, View};
 use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// Candidates that are ranked by their codes, for each one that is measured.
 const POOL: usize = 40;
-/// If the pool would be more than one in so many, all are ranked.
-const SHARE: u64 = 4;
+/// The pool has at least so many.
+const POOL_MIN: usize = 8192;
+/// If the pool would be more than one in so many, all are ranked: one after the other that costs far less each.
+const SHARE: u64 = 128;
+/// Longest codes, in bytes, that are ranked by halves of bytes: weights of longer ones would be too coarse for that.
+const NIBBLES_MAX: usize = 1024;
 /// Most buckets that a search looks into for each candidate of the pool.
 const PROBES: u64 = 2;
 /// Largest margin in a lookup table: eight of them fit an entry.
@@ -29,6 +34,8 @@ pub(crate) struct Probes {
     tables: Vec<u32>,
     /// For each byte of a code 256 entries: margins of the bits that differ.
     entries: Vec<u16>,
+    /// For each half of a byte of a code 16 entries: the same, coarser.
+    nibbles: Vec<u8>,
     /// Candidates to rank, and their codes.
     pool: Vec<u32>,
     bytes: Vec<u8>,
@@ -45,6 +52,7 @@ impl Probes {
             code: Vec::new(),
             tables: Vec::new(),
             entries: Vec::new(),
+            nibbles: Vec::new(),
             pool: Vec::new(),
             bytes: Vec::new(),
             margins: Vec::new(),
@@ -59,6 +67,7 @@ impl Probes {
             .saturating_add(self.margins.capacity().saturating_mul(8))
             .saturating_add(self.entries.capacity().saturating_mul(2))
             .saturating_add(self.bytes.capacity())
+            .saturating_add(self.nibbles.capacity())
             .saturating_add(self.heap.memory())
     }
 
@@ -110,6 +119,33 @@ impl Probes {
         Ok(())
     }
 
+    /// Makes the tables for halves of bytes; the margins are still in the order of the bits.
+    #[inline(never)] // keeps stack frames small
+    fn halves(&mut self) -> Result<(), NoMemory> {
+        let len = self.code.len().saturating_mul(4);
+        // All entries of a code together fit 16 bits.
+        let most = u64::from(u16::MAX).checked_div(len as u64 * 2).unwrap_or(0).min(u64::from(NIBBLE_MAX));
+        let sum = |four: &[(u32, u32)]| four.iter().fold(0u64, |a, m| a.wrapping_add(u64::from(m.0)));
+        let largest = self.margins.chunks(4).map(sum).max().unwrap_or(0).max(1);
+        let factor = (most << 32).checked_div(largest).unwrap_or(0);
+        self.nibbles.clear();
+        mem::resize(&mut self.nibbles, len.saturating_mul(32), 0)?;
+        let own = self.code.iter().flat_map(|w| w.to_le_bytes()).flat_map(|b| [b & 15, b >> 4]);
+        for ((out, margins), own) in self.nibbles.chunks_exact_mut(16).zip(self.margins.chunks(4)).zip(own) {
+            for differs in 1..16usize {
+                let rest = differs & differs.wrapping_sub(1);
+                let margin = margins.get(differs.trailing_zeros() as usize).map_or(0, |m| u64::from(m.0));
+                // `factor` is at most 127 · 2^32 / margin.
+                let weight = (margin.wrapping_mul(factor) >> 32) as u8;
+                let sum = out.get(rest ^ usize::from(own)).copied().unwrap_or(0).wrapping_add(weight);
+                if let Some(e) = out.get_mut(differs ^ usize::from(own)) {
+                    *e = sum;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The code with the flips of a probe.
     fn flipped(&self, bits: usize, table: u32, flips: u32) -> u32 {
         let mut code = self.tables.get(table as usize).copied().unwrap_or(0);
@@ -134,25 +170,37 @@ impl Lsh {
             Metric::Ip => kernels.check(q.words)?.inverse,
             m => self.factor(m, q.inv_norm),
         };
-        self.hashed(kernels, q.words, factor, keys, &mut p.code)?;
-        p.tables.clear();
-        for table in 0..self.shape.tables as usize {
-            mem::push(&mut p.tables, self.bits_of(&p.code, table))?;
-        }
         let bits = self.shape.bits;
+        let columns = self.planes.as_ref().map_or(0, Matrix::columns);
+        p.code.clear();
+        mem::resize(&mut p.code, columns.div_ceil(32), 0)?;
         p.margins.clear();
-        mem::reserve(&mut p.margins, keys.len())?;
-        let margins = &mut p.margins;
-        let (mut bit, mut failed) = (0, Ok(()));
-        self.sides(kernels, q.words, factor, keys, &mut |_, margin| {
+        mem::reserve(&mut p.margins, columns)?;
+        let (code, margins) = (&mut p.code, &mut p.margins);
+        let (mut n, mut bit, mut failed) = (0usize, 0, Ok(()));
+        self.sides(kernels, q.words, factor, keys, &mut |side, margin| {
+            if let Some(c) = code.get_mut(n / 32) {
+                *c |= side << (n % 32);
+            }
             failed = failed.and(mem::push(margins, (margin, bit)));
+            n = n.wrapping_add(1);
             bit = bit.wrapping_add(1);
             if bit == bits {
                 bit = 0;
             }
         })?;
-        failed?;
+        Ok(failed?)
+    }
+
+    /// What is needed to look into buckets and to rank what is there.
+    #[inline(never)] // keeps stack frames small
+    fn prepare_pool(&self, p: &mut Probes) -> Result<(), NoMemory> {
+        p.tables.clear();
+        for table in 0..self.shape.tables as usize {
+            mem::push(&mut p.tables, self.bits_of(&p.code, table))?;
+        }
         p.look_up()?;
+        let bits = self.shape.bits;
         for table in p.margins.chunks_mut(bits.max(1) as usize) {
             table.sort_unstable();
         }
@@ -202,8 +250,15 @@ impl Lsh {
         hops: &mut u64,
     ) -> Step<bool> {
         p.pool.clear();
-        let want = probe.ef.saturating_mul(POOL);
-        if gate.is_filter() || (want as u64).saturating_mul(SHARE) >= self.members {
+        let want = probe.ef.saturating_mul(POOL).max(POOL_MIN);
+        let all = gate.is_filter() || (want as u64).saturating_mul(SHARE) >= self.members;
+        if all && p.code.len().saturating_mul(4) <= NIBBLES_MAX {
+            p.halves()?;
+            self.rank_all(view, probe.ef, kernels, gate, s, p)?;
+            return Ok(true);
+        }
+        self.prepare_pool(p)?;
+        if all {
             // What passes a filter may be anywhere, and going through all in order costs less than through many by
             // buckets: all codes are ranked.
             for (slot, member) in (0u32..).zip(&self.states) {
@@ -245,6 +300,42 @@ impl Lsh {
         Ok(())
     }
 
+    /// The best acceptable ones of all by their codes, into `s.candidates`.
+    #[inline(never)] // keeps stack frames small
+    fn rank_all(
+        &self,
+        view: &View<'_>,
+        keep: usize,
+        kernels: &dyn Distance,
+        gate: &mut Gate<'_, '_>,
+        s: &mut Scratch,
+        p: &Probes,
+    ) -> Step<()> {
+        let len = p.code.len().saturating_mul(4);
+        let mut sums = [0u16; BLOCK_CODES];
+        let mut first = 0u32;
+        for n in 0..self.states.len().div_ceil(BLOCK_CODES) {
+            let Some(block) = self.blocks.get(n) else { break };
+            // No more than that is of interest.
+            let most = match s.candidates.peek() {
+                Some(worst) if s.candidates.len() >= keep => worst.0 as u16,
+                _ => u16::MAX,
+            };
+            let mut near = kernels.nibbles(&p.nibbles, len, block, most, &mut sums);
+            while near != 0 {
+                let c = near.trailing_zeros();
+                near &= near.wrapping_sub(1);
+                let slot = first.saturating_add(c);
+                let sum = sums.get(c as usize).copied().unwrap_or(u16::MAX);
+                if self.member(slot) {
+                    keep_near(view, keep, (u64::from(sum), slot), gate, s)?;
+                }
+            }
+            first = first.saturating_add(BLOCK_CODES as u32);
+        }
+        Ok(())
+    }
+
     /// The best acceptable ones of the pool by their codes, into `s.candidates`.
     #[inline(never)] // keeps stack frames small
     fn rank(
@@ -270,23 +361,30 @@ impl Lsh {
             s.keys.clear();
             mem::resize(&mut s.keys, some.len(), u32::MAX)?;
             kernels.lookup(&p.entries, len, &p.bytes, &mut s.keys);
-            for (slot, sum) in some.iter().zip(&s.keys) {
-                let near = (u64::from(*sum), *slot);
-                let full = s.candidates.len() >= keep;
-                if full && s.candidates.peek().is_none_or(|w| near >= *w) {
-                    continue;
-                }
-                let Some(head) = view.store.head(*slot as usize).filter(|h| is_live(h)) else { continue };
-                if !gate.pass(&mut s.marks, *slot, head)? {
-                    continue;
-                }
-                if full {
-                    s.candidates.replace_top(near);
-                } else {
-                    s.candidates.push(near)?;
-                }
+            let keys = core::mem::take(&mut s.keys);
+            for (slot, sum) in some.iter().zip(&keys) {
+                keep_near(view, keep, (u64::from(*sum), *slot), gate, s)?;
             }
+            s.keys = keys;
         }
         Ok(())
     }
+}
+
+/// Keeps a candidate if it is live, acceptable and among the best `keep`.
+fn keep_near(view: &View<'_>, keep: usize, near: Near, gate: &mut Gate<'_, '_>, s: &mut Scratch) -> Step<()> {
+    let full = s.candidates.len() >= keep;
+    if full && s.candidates.peek().is_none_or(|w| near >= *w) {
+        return Ok(());
+    }
+    let Some(head) = view.store.head(near.1 as usize).filter(|h| is_live(h)) else { return Ok(()) };
+    if !gate.pass(&mut s.marks, near.1, head)? {
+        return Ok(());
+    }
+    if full {
+        s.candidates.replace_top(near);
+    } else {
+        s.candidates.push(near)?;
+    }
+    Ok(())
 }
