@@ -131,7 +131,7 @@ unsafe fn encode(metric: u32, words: *const u32, dim: usize, inv: u64, put: impl
     }
     let (left, whole) = (crate::reduce(left), crate::reduce(whole));
     // 2^-60 and 2^120; also false for a NaN.
-    let usable = whole == 0.0 || (whole >= 8.673617379884035e-19 && whole <= 1.329227995784916e36);
+    let usable = whole == 0.0 || (8.673617379884035e-19..=1.329227995784916e36).contains(&whole);
     let norm = if metric == IP { root_up(whole) * UP } else { wide * wide * f64::from(squares) };
     let error = if usable { root_up(left) * UP } else { f64::INFINITY };
     Coded { scale, norm: if usable { norm as f32 } else { 0.0 }, error: error as f32, sum }
@@ -154,11 +154,9 @@ pub(crate) unsafe fn put(metric: u32, words: *const u32, dim: usize, inv: u64, p
         i += 1;
     }
     let end = dim.div_ceil(4) * 64;
-    let mut k = 0;
-    for term in [c.scale, c.norm, c.error] {
+    for (k, term) in [c.scale, c.norm, c.error].into_iter().enumerate() {
         // SAFETY: behind the codes there are three times 16 f32, aligned to 64.
         unsafe { panel.add(end + k * 64 + lane * 4).cast::<u32>().write(term.to_bits()) };
-        k += 1;
     }
 }
 
@@ -233,7 +231,8 @@ fn limit(metric: u32, key: u64, error: f32) -> u32 {
     }
 }
 
-/// Whether the vector with this product and these terms stays.
+/// Whether the vector with this product and these terms stays: always if there is a NaN.
+#[allow(clippy::neg_cmp_op_on_partial_ord)]
 #[inline(always)]
 pub(crate) fn stays(metric: u32, product: i32, s: &Sieve, scale: f32, norm: f32, error: f32) -> bool {
     let f = f32::from_bits;

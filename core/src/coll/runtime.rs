@@ -278,6 +278,7 @@ impl Collection {
     }
 
     /// Memory for a search; [`give_back`](Self::give_back) keeps it for the next one.
+    #[inline(never)] // keeps stack frames small
     pub(super) fn borrow_scratch(&self) -> Result<mem::Box<SearchScratch>, NoMemory> {
         match self.spare.take() {
             Some(s) => Ok(s),
