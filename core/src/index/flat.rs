@@ -255,8 +255,8 @@ pub fn scan_coded(
     }
     let mut again = again;
     while let Some(next) = slots.next(*at) {
-        let group = (next / GROUP as u64) as usize;
-        let first = next.wrapping_sub(next % GROUP as u64);
+        let group = next as usize / GROUP;
+        let first = group.saturating_mul(GROUP) as u64;
         // What is before the place of the scan was done.
         let behind = u64::MAX.wrapping_shl((*at).max(first).wrapping_sub(first) as u32 & 63);
         let wanted = slots.word(group) & behind;

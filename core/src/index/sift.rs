@@ -176,7 +176,7 @@ impl Codes {
         let mut panels = Panels::new(self.dim);
         let mut numbers = [0; SIFT_PANELS];
         for n in 0..SIFT_PANELS {
-            let mask = 0xffffu64.wrapping_shl((n * SIFT_ROWS) as u32);
+            let mask = 0xffffu64.wrapping_shl(n.wrapping_mul(SIFT_ROWS) as u32);
             if wanted & mask == 0 {
                 continue;
             }

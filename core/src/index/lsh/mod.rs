@@ -413,7 +413,7 @@ impl Lsh {
             // Each byte of the code goes to a line of 64 bytes, so of 16 words.
             for (line, byte) in block.chunks_exact_mut(BLOCK_CODES / 4).zip(code.iter().flat_map(|w| w.to_le_bytes())) {
                 if let Some(w) = line.get_mut(at / 4) {
-                    let shift = (at % 4 * 8) as u32;
+                    let shift = (at % 4).wrapping_mul(8) as u32;
                     *w = *w & !0xffu32.wrapping_shl(shift) | u32::from(byte).wrapping_shl(shift);
                 }
             }

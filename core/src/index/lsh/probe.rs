@@ -12,8 +12,8 @@ use alloc::vec::Vec;
 
 /// Candidates that are ranked by their codes, for each one that is measured.
 const POOL: usize = 40;
-/// The pool has at least so many. None in the tests of this crate, so that they look into buckets.
-const POOL_MIN: usize = if cfg!(test) { 0 } else { 8192 };
+/// The pool has at least so many. Hardly any in the tests of this crate, so that they look into buckets.
+const POOL_MIN: usize = if cfg!(test) { 1 } else { 8192 };
 /// If the pool would be more than one in so many, all are ranked: one after the other that costs far less each.
 const SHARE: u64 = if cfg!(test) { 4 } else { 128 };
 /// Longest codes, in bytes, that are ranked by halves of bytes: weights of longer ones would be too coarse for that.
@@ -124,7 +124,8 @@ impl Probes {
     fn halves(&mut self) -> Result<(), NoMemory> {
         let len = self.code.len().saturating_mul(4);
         // All entries of a code together fit 16 bits.
-        let most = u64::from(u16::MAX).checked_div(len as u64 * 2).unwrap_or(0).min(u64::from(NIBBLE_MAX));
+        let most =
+            u64::from(u16::MAX).checked_div((len as u64).saturating_mul(2)).unwrap_or(0).min(u64::from(NIBBLE_MAX));
         let sum = |four: &[(u32, u32)]| four.iter().fold(0u64, |a, m| a.wrapping_add(u64::from(m.0)));
         let largest = self.margins.chunks(4).map(sum).max().unwrap_or(0).max(1);
         let factor = (most << 32).checked_div(largest).unwrap_or(0);
