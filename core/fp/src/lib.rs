@@ -43,6 +43,9 @@ mod avx2;
 mod avx512;
 mod bits;
 mod cluster;
+mod fastscan;
+#[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
+mod fastscan512;
 mod rough;
 mod scalar;
 mod sift;
@@ -50,6 +53,7 @@ mod sift;
 pub use bits::{vexfs_fp_nibbles, BLOCK_CODES, NIBBLE_MAX};
 pub use cluster::*;
 pub use sift::{panel_size, Sieve, SIFT_DIM_MAX, SIFT_PANELS, SIFT_ROWS};
+pub use fastscan::*;
 
 /// One stored vector.
 #[repr(C)]

@@ -98,3 +98,47 @@ fn tables_and_codes() {
         }
     }
 }
+
+#[test]
+fn fast_scans_are_bit_equal_and_right() {
+    // Around the length at which sums of 16 bits are full, with the largest entries among others.
+    for len in [0usize, 1, 2, 48, 127, 128, 129, 300] {
+        for most in [255u32, 256] {
+            let tables: Vec<u8> =
+                (0..32 * len as u32).map(|i| if most == 255 { 255 } else { (i * 7919 >> 3) as u8 }).collect();
+            let n = 3;
+            let codes: Vec<u8> = (0..n * len * BLOCK_CODES).map(|i| (i * 2_654_435 >> 7) as u8).collect();
+            let want: Vec<u32> = (0..n * BLOCK_CODES)
+                .map(|v| {
+                    let byte =
+                        |b: usize| usize::from(codes[(v / BLOCK_CODES * len + b) * BLOCK_CODES + v % BLOCK_CODES]);
+                    let entry = |t: usize, e: usize| u32::from(tables[t * 16 + e]);
+                    (0..len).map(|b| entry(2 * b, byte(b) & 15) + entry(2 * b + 1, byte(b) >> 4)).sum()
+                })
+                .collect();
+            let mut sorted = want.clone();
+            sorted.sort_unstable();
+            for limit in [0, sorted[20], sorted[100], u32::MAX] {
+                for path in SCALAR..=vexfs_fp_best() {
+                    let (mut out, mut masks) = (vec![7u32; n * BLOCK_CODES], vec![7u64; n]);
+                    unsafe {
+                        vexfs_fp_fast_scan(
+                            path,
+                            tables.as_ptr(),
+                            len,
+                            codes.as_ptr(),
+                            n,
+                            limit,
+                            out.as_mut_ptr(),
+                            masks.as_mut_ptr(),
+                        );
+                    }
+                    assert_eq!(out, want, "path {path}, {len} bytes");
+                    for (v, s) in want.iter().enumerate() {
+                        assert_eq!(masks[v / 64] >> (v % 64) & 1 == 1, *s <= limit, "path {path}, {len} bytes");
+                    }
+                }
+            }
+        }
+    }
+}
