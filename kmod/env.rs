@@ -5,7 +5,7 @@
 use crate::bindings as c;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
-use vexfs_core::cluster::{Clustering, BLOCK_CODES};
+use vexfs_core::cluster::Clustering;
 use vexfs_core::dist::{
     Batch, Distance, Metric, Native, Norm, Pairs, Panels, Query, Rough, Sieve, Stays, BATCH, SCALAR,
 };
@@ -177,8 +177,8 @@ impl Clustering for Fpu {
         section(|n| n.lookup(tables, len, codes, out));
     }
 
-    fn nibbles(&self, tables: &[u8], len: usize, block: &[u32], most: u16, sums: &mut [u16; BLOCK_CODES]) -> u64 {
-        section(|n| n.nibbles(tables, len, block, most, sums))
+    fn fast_scan(&self, tables: &[u8], len: usize, codes: &[u8], limit: u32, out: &mut [u32], masks: &mut [u64]) {
+        section(|n| n.fast_scan(tables, len, codes, limit, out, masks));
     }
 
     fn normal(&self, seed: u64, out: &mut [u32]) {

@@ -3,7 +3,7 @@
 //! tables (`vexfs_fp`, module `cluster`). Every call is short: its caller bounds what one FPU section does.
 
 use crate::dist::Native;
-pub use vexfs_fp::{BLOCK_CODES, NIBBLE_MAX, PANEL};
+pub use vexfs_fp::{BLOCK_CODES, PANEL};
 
 /// What [`Distance`](crate::dist::Distance) has to offer besides distances. A call whose slices do not fit each other does
 /// nothing. `scale` is the f64 bits of a factor for the vector (an inverse norm); 0 stands for 1.
@@ -26,8 +26,9 @@ pub trait Clustering {
     /// Sums of table entries for codes of `len` bytes.
     fn lookup(&self, tables: &[u16], len: usize, codes: &[u8], out: &mut [u32]);
 
-    /// Sums of table entries for a block of 64 codes of `len` bytes, half a byte at a time, and which of them are at most `most`.
-    fn nibbles(&self, tables: &[u8], len: usize, block: &[u32], most: u16, sums: &mut [u16; BLOCK_CODES]) -> u64;
+    /// Sums of table entries (16 for each half of a byte) for blocks of interleaved codes of `len` bytes, [`BLOCK_CODES`] each;
+    /// in `masks`, one for each block, those that are at most `limit`.
+    fn fast_scan(&self, tables: &[u8], len: usize, codes: &[u8], limit: u32, out: &mut [u32], masks: &mut [u64]);
 
     /// Normally distributed numbers.
     fn normal(&self, seed: u64, out: &mut [u32]);
@@ -95,15 +96,26 @@ impl Clustering for Native {
         }
     }
 
-    fn nibbles(&self, tables: &[u8], len: usize, block: &[u32], most: u16, sums: &mut [u16; BLOCK_CODES]) -> u64 {
-        let fits = |have: usize, each: usize| len.checked_mul(each).is_some_and(|n| n <= have);
-        let mut mask = 0;
-        if fits(tables.len(), 32) && fits(block.len(), BLOCK_CODES / 4) {
-            let (tables, block, sums) = (tables.as_ptr(), block.as_ptr().cast(), sums.as_mut_ptr());
+    fn fast_scan(&self, tables: &[u8], len: usize, codes: &[u8], limit: u32, out: &mut [u32], masks: &mut [u64]) {
+        let n = masks.len();
+        let sums = n.checked_mul(BLOCK_CODES);
+        let tables_fit = len.checked_mul(32).is_some_and(|n| n <= tables.len());
+        let codes_fit = sums.and_then(|n| n.checked_mul(len)).is_some_and(|n| n <= codes.len());
+        if tables_fit && codes_fit && sums.is_some_and(|n| n <= out.len()) {
             // SAFETY: the lengths were compared; the path is scalar or what the leaf found on this CPU.
-            unsafe { vexfs_fp::vexfs_fp_nibbles(self.path(), tables, len, block, 1, most, &mut mask, sums) }
+            unsafe {
+                vexfs_fp::vexfs_fp_fast_scan(
+                    self.path(),
+                    tables.as_ptr(),
+                    len,
+                    codes.as_ptr(),
+                    n,
+                    limit,
+                    out.as_mut_ptr(),
+                    masks.as_mut_ptr(),
+                );
+            }
         }
-        mask
     }
 
     fn normal(&self, seed: u64, out: &mut [u32]) {

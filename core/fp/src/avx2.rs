@@ -2,23 +2,19 @@
 //! The canonical kernel with AVX2: lanes 0 to 3 and 4 to 7 in one register each. Multiplications and
 //! additions are separate instructions, so the result equals the scalar path's bit for bit.
 
-use crate::bits::BLOCK_CODES;
 use crate::rough::LANES;
 use crate::sift::{Sieve, SIFT_PANELS, SLACK};
 use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
-    __cpuid, __cpuid_count, __m128, __m256, __m256d, __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_epi8,
-    _mm256_add_pd, _mm256_add_ps, _mm256_and_si256, _mm256_andnot_ps, _mm256_broadcastsi128_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cmpeq_epi16, _mm256_cmpgt_epi32,
+    __cpuid, __cpuid_count, __m128, __m256, __m256d, __m256i, _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps,
+    _mm256_andnot_ps, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cmpgt_epi32,
     _mm256_cvtepi32_ps, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_cvtps_pd, _mm256_extractf128_ps,
-    _mm256_extracti128_si256, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maskload_ps, _mm256_min_epu16, _mm256_movemask_epi8, _mm256_movemask_ps, _mm256_mul_pd, _mm256_mul_ps,
-    _mm256_packs_epi16, _mm256_permute2x128_si256, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_epi8, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_pd, _mm256_storeu_si256, _mm256_sub_epi16,
-    _mm256_sub_epi32, _mm256_sub_pd, _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpacklo_epi16, _mm_add_epi32,
-    _mm_add_ps, _mm_add_ss, _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_prefetch, _mm_set1_epi32, _mm_shuffle_epi32, _mm_shuffle_ps, _xgetbv, _CMP_NGT_UQ, _CMP_NLT_UQ, _MM_HINT_T0,
+    _mm256_extracti128_si256, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maskload_ps,
+    _mm256_movemask_ps, _mm256_mul_pd, _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_pd,
+    _mm256_sub_epi16, _mm256_sub_epi32, _mm256_sub_pd, _mm256_sub_ps, _mm_add_epi32, _mm_add_ps, _mm_add_ss,
+    _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_loadu_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_set1_epi32,
+    _mm_shuffle_epi32, _mm_shuffle_ps, _xgetbv, _CMP_NGT_UQ, _CMP_NLT_UQ, _MM_HINT_T0,
 };
 
 /// Whether the CPU has AVX2 and the operating system keeps its registers.
@@ -542,53 +538,5 @@ pub(crate) unsafe fn sift(
             }
             k += 1;
         }
-    }
-}
-
-/// See [`crate::vexfs_fp_nibbles`], of one block.
-///
-/// # Safety
-/// As there; the CPU has AVX2.
-#[target_feature(enable = "avx2")]
-pub(crate) unsafe fn nibbles(tables: *const u8, len: usize, block: *const u8, most: u16, sums: *mut u16) -> u64 {
-    // SAFETY: `b < len`, `h < 2`.
-    #[allow(unused_unsafe)]
-    unsafe {
-        let low = _mm256_set1_epi8(15);
-        // Sums of the codes with even numbers and what those with odd ones add 256 times over; sums of the odd ones.
-        let (mut both, mut odd) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_si256(); 2]);
-        let mut b = 0;
-        while b < len {
-            let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(tables.add(b * 32).cast()));
-            let second = _mm256_broadcastsi128_si256(_mm_loadu_si128(tables.add(b * 32 + 16).cast()));
-            let mut h = 0;
-            while h < 2 {
-                let c = _mm256_loadu_si256(block.add(b * BLOCK_CODES + h * 32).cast());
-                let x = _mm256_shuffle_epi8(first, _mm256_and_si256(c, low));
-                let y = _mm256_shuffle_epi8(second, _mm256_and_si256(_mm256_srli_epi16::<4>(c), low));
-                let s = _mm256_add_epi8(x, y);
-                both[h] = _mm256_add_epi16(both[h], s);
-                odd[h] = _mm256_add_epi16(odd[h], _mm256_srli_epi16::<8>(s));
-                h += 1;
-            }
-            b += 1;
-        }
-        let (mut mask, mut h) = (0u64, 0);
-        let most = _mm256_set1_epi16(most as i16);
-        while h < 2 {
-            let even = _mm256_sub_epi16(both[h], _mm256_slli_epi16::<8>(odd[h]));
-            // In each half of the register: codes 0 to 7, 8 to 15.
-            let (x, y) = (_mm256_unpacklo_epi16(even, odd[h]), _mm256_unpackhi_epi16(even, odd[h]));
-            let (x, y) = (_mm256_permute2x128_si256::<0x20>(x, y), _mm256_permute2x128_si256::<0x31>(x, y));
-            _mm256_storeu_si256(sums.add(h * 32).cast(), x);
-            _mm256_storeu_si256(sums.add(h * 32 + 16).cast(), y);
-            let x = _mm256_cmpeq_epi16(_mm256_min_epu16(x, most), x);
-            let y = _mm256_cmpeq_epi16(_mm256_min_epu16(y, most), y);
-            // Packing goes by halves of the register as well.
-            let all = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(x, y));
-            mask |= u64::from(_mm256_movemask_epi8(all) as u32) << (32 * h);
-            h += 1;
-        }
-        mask
     }
 }

@@ -4,21 +4,17 @@
 #![allow(clippy::incompatible_msrv)] // compiled only where the compiler has them (build.rs)
 
 use crate::avx2::fetch;
-use crate::bits::BLOCK_CODES;
 use crate::rough::LANES;
 use crate::sift::{Sieve, SIFT_PANELS, SLACK};
 use crate::{finish, reduce, rough, Row, IP, L2};
 use core::arch::x86_64::{
     __cpuid, __cpuid_count, __m256, __m512, __m512d, __m512i, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
-    _mm256_extractf128_ps, _mm256_loadu_ps, _mm512_abs_ps, _mm512_add_epi16, _mm512_add_epi8, _mm512_add_pd,
-    _mm512_add_ps, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castps512_ps256, _mm512_castps_pd,
-    _mm512_cmp_ps_mask, _mm512_cmple_epu16_mask, _mm512_cvtepi32_ps, _mm512_cvtps_pd, _mm512_dpbusd_epi32,
+    _mm256_extractf128_ps, _mm256_loadu_ps, _mm512_abs_ps, _mm512_add_pd, _mm512_add_ps, _mm512_castps512_ps256,
+    _mm512_castps_pd, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps, _mm512_cvtps_pd, _mm512_dpbusd_epi32,
     _mm512_extractf64x4_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_mul_pd, _mm512_mul_ps,
-    _mm512_permutex2var_epi64, _mm512_reduce_add_epi32, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_epi8,
-    _mm512_set1_ps, _mm512_setr_epi64, _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_epi8,
-    _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_pd, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_epi32,
-    _mm512_sub_pd, _mm512_sub_ps, _mm512_unpackhi_epi16, _mm512_unpacklo_epi16, _mm512_xor_si512, _mm_add_ps,
-    _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _xgetbv, _CMP_NGT_UQ, _CMP_NLT_UQ,
+    _mm512_reduce_add_epi32, _mm512_set1_epi32, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_storeu_pd, _mm512_sub_epi32, _mm512_sub_pd, _mm512_sub_ps, _mm512_xor_si512,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _xgetbv, _CMP_NGT_UQ, _CMP_NLT_UQ,
 };
 
 /// Whether the CPU has what is used here and the operating system keeps its registers.
@@ -481,42 +477,5 @@ pub(crate) unsafe fn sift(
                 j += 1;
             }
         }
-    }
-}
-
-/// See [`crate::vexfs_fp_nibbles`], of one block.
-///
-/// # Safety
-/// As there; the CPU has AVX-512 with BW.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(crate) unsafe fn nibbles(tables: *const u8, len: usize, block: *const u8, most: u16, sums: *mut u16) -> u64 {
-    // SAFETY: `b < len`.
-    #[allow(unused_unsafe)]
-    unsafe {
-        let low = _mm512_set1_epi8(15);
-        // As with AVX2.
-        let (mut both, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-        let mut b = 0;
-        while b < len {
-            let first = _mm512_broadcast_i32x4(_mm_loadu_si128(tables.add(b * 32).cast()));
-            let second = _mm512_broadcast_i32x4(_mm_loadu_si128(tables.add(b * 32 + 16).cast()));
-            let c = _mm512_loadu_si512(block.add(b * BLOCK_CODES).cast());
-            let x = _mm512_shuffle_epi8(first, _mm512_and_si512(c, low));
-            let y = _mm512_shuffle_epi8(second, _mm512_and_si512(_mm512_srli_epi16::<4>(c), low));
-            let s = _mm512_add_epi8(x, y);
-            both = _mm512_add_epi16(both, s);
-            odd = _mm512_add_epi16(odd, _mm512_srli_epi16::<8>(s));
-            b += 1;
-        }
-        let even = _mm512_sub_epi16(both, _mm512_slli_epi16::<8>(odd));
-        // Lower and upper eight codes of each quarter of the register.
-        let (x, y) = (_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd));
-        let first = _mm512_permutex2var_epi64(x, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), y);
-        let second = _mm512_permutex2var_epi64(x, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), y);
-        _mm512_storeu_si512(sums.cast(), first);
-        _mm512_storeu_si512(sums.add(32).cast(), second);
-        let most = _mm512_set1_epi16(most as i16);
-        let mask = |s| u64::from(_mm512_cmple_epu16_mask(s, most));
-        mask(first) | mask(second) << 32
     }
 }

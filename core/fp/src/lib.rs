@@ -41,7 +41,6 @@ extern crate std;
 mod avx2;
 #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
 mod avx512;
-mod bits;
 mod cluster;
 mod fastscan;
 #[cfg(all(target_arch = "x86_64", not(target_os = "none"), vexfs_avx512))]
@@ -50,10 +49,9 @@ mod rough;
 mod scalar;
 mod sift;
 
-pub use bits::{vexfs_fp_nibbles, BLOCK_CODES, NIBBLE_MAX};
 pub use cluster::*;
-pub use sift::{panel_size, Sieve, SIFT_DIM_MAX, SIFT_PANELS, SIFT_ROWS};
 pub use fastscan::*;
+pub use sift::{panel_size, Sieve, SIFT_DIM_MAX, SIFT_PANELS, SIFT_ROWS};
 
 /// One stored vector.
 #[repr(C)]

@@ -16,7 +16,7 @@ pub use boxed::Box;
 pub use buf::{Aligned, Buf};
 pub use map::Map;
 pub use queue::Queue;
-pub use sort::{sink, sort_by, swap};
+pub use sort::{select, sink, sort_by, swap};
 pub use spare::Spare;
 
 use alloc::vec::Vec;

@@ -42,6 +42,45 @@ pub fn sink<T>(v: &mut [T], mut at: usize, less: &mut impl FnMut(&T, &T) -> bool
     }
 }
 
+/// Rounds of [`select`] after which it sorts instead.
+const ROUNDS: usize = 64;
+
+/// Moves the `n` smallest to the front, in no order (quickselect, Hoare 1961). Numbers that keep misleading it are sorted.
+pub fn select(v: &mut [u64], mut n: usize) {
+    let mut part = v;
+    for _ in 0..ROUNDS {
+        let (Some(a), Some(c)) = (part.first().copied(), part.last().copied()) else { return };
+        if n == 0 || n >= part.len() {
+            return;
+        }
+        let b = part.get(part.len() / 2).copied().unwrap_or(a);
+        let pivot = a.min(b).max(a.max(b).min(c));
+        let mut less = 0usize;
+        for i in 0..part.len() {
+            let x = part.get(i).copied().unwrap_or(0);
+            swap(part, i, less);
+            // A number instead of a branch: nobody could foretell it.
+            less = less.wrapping_add(usize::from(x < pivot));
+        }
+        if n <= less {
+            part = part.get_mut(..less).unwrap_or(&mut []);
+            continue;
+        }
+        let mut same = less;
+        for i in less..part.len() {
+            let x = part.get(i).copied().unwrap_or(0);
+            swap(part, i, same);
+            same = same.wrapping_add(usize::from(x == pivot));
+        }
+        if n <= same {
+            return;
+        }
+        n = n.wrapping_sub(same);
+        part = part.get_mut(same..).unwrap_or(&mut []);
+    }
+    sort_by(part, |a, b| a < b);
+}
+
 #[cfg(test)]
 mod tests {
     use std::vec::Vec;

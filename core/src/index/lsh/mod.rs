@@ -71,7 +71,7 @@ pub struct Lsh {
     /// For each slot its code: a string of the bits of all tables.
     codes: Rows,
     /// The same in blocks of 64 slots: the first bytes of all, then the second ones.
-    blocks: Rows,
+    blocks: Vec<mem::Aligned<64>>,
     /// For each slot and table the next and the previous slot in the bucket.
     rows: Rows,
     states: Vec<bool>,
@@ -130,7 +130,7 @@ impl Lsh {
             planes: None,
             heads: Vec::new(),
             codes: Rows::new(0),
-            blocks: Rows::new(0),
+            blocks: Vec::new(),
             rows: Rows::new(0),
             states: Vec::new(),
             members: 0,
@@ -279,9 +279,8 @@ impl Lsh {
     fn renew(&mut self, planes: Matrix, shape: Shape) -> Result<(), NoMemory> {
         let buckets = (shape.tables as usize).checked_shl(shape.bits.min(BUCKET_BITS)).ok_or(NoMemory)?;
         let heads = mem::filled(buckets, NONE)?;
-        let words = planes.columns().div_ceil(32);
-        self.codes = Rows::new(words);
-        self.blocks = Rows::new(words.saturating_mul(BLOCK_CODES));
+        self.codes = Rows::new(planes.columns().div_ceil(32));
+        self.blocks = Vec::new();
         self.rows = Rows::new((shape.tables as usize).saturating_mul(2));
         self.heads = heads;
         self.planes = Some(planes);
@@ -392,7 +391,10 @@ impl Lsh {
         }
         if self.planes.is_some() {
             self.codes.grow(slots)?;
-            self.blocks.grow(slots.div_ceil(BLOCK_CODES))?;
+            let size = self.planes.as_ref().map_or(0, Matrix::columns).div_ceil(32).saturating_mul(4 * BLOCK_CODES);
+            while self.blocks.len() < slots.div_ceil(BLOCK_CODES) {
+                mem::push(&mut self.blocks, mem::Aligned::zeroed(size)?)?;
+            }
             self.rows.grow(slots)?;
         }
         Ok(())
@@ -410,11 +412,9 @@ impl Lsh {
         }
         if let Some(block) = self.blocks.get_mut(slot as usize / BLOCK_CODES) {
             let at = slot as usize % BLOCK_CODES;
-            // Each byte of the code goes to a line of 64 bytes, so of 16 words.
-            for (line, byte) in block.chunks_exact_mut(BLOCK_CODES / 4).zip(code.iter().flat_map(|w| w.to_le_bytes())) {
-                if let Some(w) = line.get_mut(at / 4) {
-                    let shift = (at % 4).wrapping_mul(8) as u32;
-                    *w = *w & !0xffu32.wrapping_shl(shift) | u32::from(byte).wrapping_shl(shift);
+            for (line, byte) in block.chunks_exact_mut(BLOCK_CODES).zip(code.iter().flat_map(|w| w.to_le_bytes())) {
+                if let Some(b) = line.get_mut(at) {
+                    *b = byte;
                 }
             }
         }
@@ -564,7 +564,7 @@ impl Index for Lsh {
         self.rows
             .memory()
             .saturating_add(self.codes.memory())
-            .saturating_add(self.blocks.memory())
+            .saturating_add(self.blocks.first().map_or(0, |b| b.len()).saturating_mul(self.blocks.len()))
             .saturating_add(self.states.capacity())
             .saturating_add(self.heads.capacity().saturating_mul(4))
             .saturating_add(self.planes.as_ref().map_or(0, Matrix::memory))

@@ -3,7 +3,7 @@
 
 use super::super::pq::rerank;
 use super::{Lsh, Matrix, NONE};
-use crate::cluster::{BLOCK_CODES, NIBBLE_MAX};
+use crate::cluster::BLOCK_CODES;
 use crate::dist::{Distance, Meter, Metric, Query};
 use crate::error::Step;
 use crate::index::{is_live, Gate, Heap, Near, Probe, Scratch, View};
@@ -16,8 +16,6 @@ const POOL: usize = 40;
 const POOL_MIN: usize = if cfg!(test) { 1 } else { 8192 };
 /// If the pool would be more than one in so many, all are ranked: one after the other that costs far less each.
 const SHARE: u64 = if cfg!(test) { 4 } else { 128 };
-/// Longest codes, in bytes, that are ranked by halves of bytes: weights of longer ones would be too coarse for that.
-const NIBBLES_MAX: usize = 1024;
 /// Most buckets that a search looks into for each candidate of the pool.
 const PROBES: u64 = 2;
 /// Largest margin in a lookup table: eight of them fit an entry.
@@ -123,9 +121,7 @@ impl Probes {
     #[inline(never)] // keeps stack frames small
     fn halves(&mut self) -> Result<(), NoMemory> {
         let len = self.code.len().saturating_mul(4);
-        // All entries of a code together fit 16 bits.
-        let most =
-            u64::from(u16::MAX).checked_div((len as u64).saturating_mul(2)).unwrap_or(0).min(u64::from(NIBBLE_MAX));
+        let most = u64::from(u8::MAX);
         let sum = |four: &[(u32, u32)]| four.iter().fold(0u64, |a, m| a.wrapping_add(u64::from(m.0)));
         let largest = self.margins.chunks(4).map(sum).max().unwrap_or(0).max(1);
         let factor = (most << 32).checked_div(largest).unwrap_or(0);
@@ -136,7 +132,7 @@ impl Probes {
             for differs in 1..16usize {
                 let rest = differs & differs.wrapping_sub(1);
                 let margin = margins.get(differs.trailing_zeros() as usize).map_or(0, |m| u64::from(m.0));
-                // `factor` is at most 127 · 2^32 / margin.
+                // `factor` is at most 255 · 2^32 / margin.
                 let weight = (margin.wrapping_mul(factor) >> 32) as u8;
                 let sum = out.get(rest ^ usize::from(own)).copied().unwrap_or(0).wrapping_add(weight);
                 if let Some(e) = out.get_mut(differs ^ usize::from(own)) {
@@ -253,7 +249,7 @@ impl Lsh {
         p.pool.clear();
         let want = probe.ef.saturating_mul(POOL).max(POOL_MIN);
         let all = gate.is_filter() || (want as u64).saturating_mul(SHARE) >= self.members;
-        if all && p.code.len().saturating_mul(4) <= NIBBLES_MAX {
+        if all {
             p.halves()?;
             self.rank_all(view, probe.ef, kernels, gate, s, p)?;
             return Ok(true);
@@ -313,21 +309,23 @@ impl Lsh {
         p: &Probes,
     ) -> Step<()> {
         let len = p.code.len().saturating_mul(4);
-        let mut sums = [0u16; BLOCK_CODES];
+        let mut sums = [0u32; BLOCK_CODES];
         let mut first = 0u32;
         for n in 0..self.states.len().div_ceil(BLOCK_CODES) {
             let Some(block) = self.blocks.get(n) else { break };
             // No more than that is of interest.
             let most = match s.candidates.peek() {
-                Some(worst) if s.candidates.len() >= keep => worst.0 as u16,
-                _ => u16::MAX,
+                Some(worst) if s.candidates.len() >= keep => worst.0 as u32,
+                _ => u32::MAX,
             };
-            let mut near = kernels.nibbles(&p.nibbles, len, block, most, &mut sums);
+            let mut near = [0];
+            kernels.fast_scan(&p.nibbles, len, block, most, &mut sums, &mut near);
+            let [mut near] = near;
             while near != 0 {
                 let c = near.trailing_zeros();
                 near &= near.wrapping_sub(1);
                 let slot = first.saturating_add(c);
-                let sum = sums.get(c as usize).copied().unwrap_or(u16::MAX);
+                let sum = sums.get(c as usize).copied().unwrap_or(u32::MAX);
                 if self.member(slot) {
                     keep_near(view, keep, (u64::from(sum), slot), gate, s)?;
                 }

@@ -86,7 +86,9 @@ impl Pq {
             PqEntry { slot, reserved: 0, seq }.emit(&mut bytes);
             mem::extend(&mut out, &bytes)?;
             if !self.books.is_empty() {
-                mem::extend(&mut out, self.code(slot))?;
+                for b in 0..self.code_len() {
+                    mem::push(&mut out, self.byte(slot, b))?;
+                }
             }
         }
         Ok(out)
@@ -149,7 +151,9 @@ impl Pq {
             least = e.slot.saturating_add(1);
             if is_live(slot) && slot.seq == e.seq && !bad.get(u64::from(e.slot)) {
                 self.grow(e.slot)?;
-                mem::copy(self.code_mut(e.slot), code);
+                for (b, byte) in code.iter().enumerate() {
+                    self.put(e.slot, b, *byte);
+                }
                 self.join(e.slot);
             }
         }

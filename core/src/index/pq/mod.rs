@@ -3,8 +3,10 @@
 //! number of its nearest centroid in a codebook. A search adds up looked-up distances for all codes and measures the
 //! best candidates exactly. Owns codebooks and codes; promises that a member's code is of the vector in its slot.
 //!
-//! Cosine is trained on directions. Lookup tables hold integers, so sums are exact and equal everywhere. Codes of 4 bits
-//! are looked up in pairs: a table of 256 sums for each byte serves both widths. Training goes as with inverted lists
+//! Cosine is trained on directions. Lookup tables hold integers, so sums are exact and equal everywhere. Codes of 8 bits
+//! are looked up in memory. Codes of 4 bits lie interleaved in blocks, and their tables, of a byte for each entry, fit
+//! registers (André, Kermarrec and Le Scouarnec 2015). What is nearer than a threshold is gathered, and the threshold lowered
+//! when twice as many are there as are wanted: no heap is touched in the scan. Training goes as with inverted lists
 //! (`ivf`): before it every search is a scan, and after it all members come back through [`Index::insert`].
 
 mod encode;
@@ -13,6 +15,7 @@ pub use encode::{PqEntry, PqHead};
 
 use super::kmeans::{sample, scale, Matrix, Training};
 use super::{is_live, Gate, Index, IndexInfo, Inserted, Probe, Scratch, View};
+use crate::cluster::BLOCK_CODES;
 use crate::dist::{Batch, Distance, Meter, Metric, Query, BATCH};
 use crate::error::{Error, Step};
 use crate::mem::{self, NoMemory};
@@ -42,23 +45,39 @@ const RERANK: (usize, usize) = (100, 10);
 pub(crate) struct Tables {
     /// For each byte of a code 256 entries.
     entries: Vec<u16>,
+    /// For each half of a byte 16 entries.
+    narrow: Vec<u8>,
     keys: Vec<u32>,
     least: Vec<u32>,
     most: Vec<u32>,
     /// Sums of a chunk.
     sums: Vec<u32>,
+    /// Candidates: sum and slot.
+    near: Vec<u64>,
 }
 
 impl Tables {
     pub(super) const fn new() -> Tables {
-        Tables { entries: Vec::new(), keys: Vec::new(), least: Vec::new(), most: Vec::new(), sums: Vec::new() }
+        Tables {
+            entries: Vec::new(),
+            narrow: Vec::new(),
+            keys: Vec::new(),
+            least: Vec::new(),
+            most: Vec::new(),
+            sums: Vec::new(),
+            near: Vec::new(),
+        }
     }
 
     pub(super) fn memory(&self) -> usize {
         let words = [&self.keys, &self.least, &self.most, &self.sums]
             .iter()
             .fold(0, |n: usize, v| n.saturating_add(v.capacity()));
-        words.saturating_mul(4).saturating_add(self.entries.capacity().saturating_mul(2))
+        words
+            .saturating_mul(4)
+            .saturating_add(self.entries.capacity().saturating_mul(2))
+            .saturating_add(self.near.capacity().saturating_mul(8))
+            .saturating_add(self.narrow.capacity())
     }
 }
 
@@ -75,7 +94,7 @@ pub struct Pq {
     books: Vec<Matrix>,
     /// For each slot whether it is a member.
     states: Vec<bool>,
-    /// Codes in chunks of 256 slots.
+    /// Codes in chunks of 256 slots: one after the other, or (4 bits) interleaved in blocks ([`Pq::place`]).
     codes: Vec<Vec<u8>>,
     members: u64,
     trained: u64,
@@ -163,18 +182,25 @@ impl Pq {
         Ok(())
     }
 
-    fn code_mut(&mut self, slot: u32) -> &mut [u8] {
-        let len = self.code_len();
-        let at = (slot as usize % CHUNK).saturating_mul(len);
-        let chunk = self.codes.get_mut(slot as usize / CHUNK);
-        chunk.and_then(|c| c.get_mut(at..at.saturating_add(len))).unwrap_or(&mut [])
+    /// Where byte `b` of a slot's code is in its chunk.
+    fn place(&self, slot: u32, b: usize) -> usize {
+        let (len, at) = (self.code_len(), slot as usize % CHUNK);
+        if self.cells == 256 {
+            return at.saturating_mul(len).saturating_add(b);
+        }
+        let column = (at / BLOCK_CODES).saturating_mul(len).saturating_add(b);
+        column.saturating_mul(BLOCK_CODES).saturating_add(at % BLOCK_CODES)
     }
 
-    fn code(&self, slot: u32) -> &[u8] {
-        let len = self.code_len();
-        let at = (slot as usize % CHUNK).saturating_mul(len);
-        let chunk = self.codes.get(slot as usize / CHUNK);
-        chunk.and_then(|c| c.get(at..at.saturating_add(len))).unwrap_or(&[])
+    fn put(&mut self, slot: u32, b: usize, byte: u8) {
+        let at = self.place(slot, b);
+        if let Some(to) = self.codes.get_mut(slot as usize / CHUNK).and_then(|c| c.get_mut(at)) {
+            *to = byte;
+        }
+    }
+
+    fn byte(&self, slot: u32, b: usize) -> u8 {
+        self.codes.get(slot as usize / CHUNK).and_then(|c| c.get(self.place(slot, b))).copied().unwrap_or(0)
     }
 
     fn join(&mut self, slot: u32) {
@@ -217,14 +243,19 @@ impl Pq {
         keys: &mut Vec<u32>,
     ) -> Result<(), NoMemory> {
         let narrow = self.cells == 16;
-        self.code_mut(slot).fill(0);
+        let mut low = 0;
         for part in 0..self.parts {
             let x = self.piece(words, part);
             let Some(book) = self.books.get(part) else { return Err(NoMemory) };
             let cell = book.nearest(kernels, x, scale, keys)? as u8;
-            let (at, shift) = if narrow { (part / 2, (part % 2).wrapping_mul(4)) } else { (part, 0) };
-            if let Some(b) = self.code_mut(slot).get_mut(at) {
-                *b |= cell << shift;
+            if !narrow {
+                self.put(slot, part, cell);
+            } else if part % 2 == 1 {
+                self.put(slot, part / 2, low | cell << 4);
+            } else {
+                low = cell;
+                // The upper half stays 0 if there is no further part.
+                self.put(slot, part / 2, low);
             }
         }
         Ok(())
@@ -251,26 +282,24 @@ impl Pq {
             mem::extend(&mut t.keys, keys)?;
         }
         let unit = kernels.spread(&t.least, &t.most);
-        t.entries.clear();
-        mem::resize(&mut t.entries, self.code_len().saturating_mul(256), 0)?;
+        let len = self.code_len();
         if self.cells == 256 {
+            t.entries.clear();
+            mem::resize(&mut t.entries, len.saturating_mul(256), 0)?;
             let tables = t.entries.chunks_exact_mut(256);
             for ((out, keys), least) in tables.zip(t.keys.chunks_exact(256)).zip(&t.least) {
                 kernels.entries(keys, *least, unit, out);
             }
             return Ok(());
         }
-        let (mut low, mut high) = ([0u16; 16], [0u16; 16]);
-        for ((out, keys), least) in t.entries.chunks_exact_mut(256).zip(t.keys.chunks(32)).zip(t.least.chunks(2)) {
-            low.fill(0);
-            high.fill(0);
-            for ((keys, least), to) in keys.chunks(16).zip(least).zip([&mut low, &mut high]) {
-                kernels.entries(keys, *least, unit, to);
-            }
-            for (row, h) in out.chunks_exact_mut(16).zip(high) {
-                for (to, l) in row.iter_mut().zip(low) {
-                    *to = l.saturating_add(h);
-                }
+        t.narrow.clear();
+        mem::resize(&mut t.narrow, len.saturating_mul(32), 0)?;
+        let mut entries = [0u16; 16];
+        for ((out, keys), least) in t.narrow.chunks_exact_mut(16).zip(t.keys.chunks_exact(16)).zip(&t.least) {
+            kernels.entries(keys, *least, unit, &mut entries);
+            for (to, e) in out.iter_mut().zip(entries) {
+                // The upper eight of 15 bits, rounded.
+                *to = (e.saturating_add(64) >> 7).min(255) as u8;
             }
         }
         Ok(())
@@ -287,37 +316,67 @@ impl Pq {
         s: &mut Scratch,
         hops: &mut u64,
     ) -> Step<()> {
+        let (len, most) = (self.code_len(), keep.saturating_mul(2).max(BLOCK_CODES));
         s.candidates.clear();
+        s.tables.near.clear();
         s.tables.sums.clear();
         mem::resize(&mut s.tables.sums, CHUNK, 0)?;
-        let mut worst = u64::MAX;
-        for ((codes, states), first) in self.codes.iter().zip(self.states.chunks(CHUNK)).zip((0u32..).step_by(CHUNK)) {
-            let Some(sums) = s.tables.sums.get_mut(..states.len()) else { continue };
-            kernels.lookup(&s.tables.entries, self.code_len(), codes, sums);
+        let mut masks = [0u64; CHUNK / BLOCK_CODES];
+        let mut limit = u32::MAX;
+        'codes: for ((codes, states), first) in
+            self.codes.iter().zip(self.states.chunks(CHUNK)).zip((0u32..).step_by(CHUNK))
+        {
+            let t = &mut s.tables;
+            if self.cells == 256 {
+                kernels.lookup(&t.entries, len, codes, &mut t.sums);
+                at_most(&t.sums, limit, &mut masks);
+            } else {
+                kernels.fast_scan(&t.narrow, len, codes, limit, &mut t.sums, &mut masks);
+            }
             *hops = hops.wrapping_add(1);
-            for ((sum, member), slot) in sums.iter().zip(states).zip(first..) {
-                let near = (u64::from(*sum), slot);
-                if near.0 > worst || !*member {
-                    continue;
-                }
-                let full = s.candidates.len() >= keep;
-                if full && s.candidates.peek().is_none_or(|w| near >= *w) {
-                    continue;
-                }
-                let Some(head) = view.store.head(slot as usize).filter(|h| is_live(h)) else { continue };
-                if !gate.pass(&mut s.marks, slot, head)? {
-                    continue;
-                }
-                if full {
-                    s.candidates.replace_top(near);
-                    worst = s.candidates.peek().map_or(u64::MAX, |w| w.0);
-                } else {
-                    s.candidates.push(near)?;
+            for (mut mask, block) in masks.into_iter().zip((0usize..).step_by(BLOCK_CODES)) {
+                while mask != 0 {
+                    let at = block.wrapping_add(mask.trailing_zeros() as usize);
+                    mask &= mask.wrapping_sub(1);
+                    let sum = s.tables.sums.get(at).copied().unwrap_or(u32::MAX);
+                    if sum > limit || !states.get(at).copied().unwrap_or(false) {
+                        continue;
+                    }
+                    let slot = first.wrapping_add(at as u32);
+                    let Some(head) = view.store.head(slot as usize).filter(|h| is_live(h)) else { continue };
+                    if !gate.pass(&mut s.marks, slot, head)? {
+                        continue;
+                    }
+                    mem::push(&mut s.tables.near, u64::from(sum) << 32 | u64::from(slot))?;
+                    if s.tables.near.len() >= most {
+                        let worst = cut(&mut s.tables.near, keep);
+                        // Later slots with the same sum come after all that are kept.
+                        let Some(l) = worst.checked_sub(1) else { break 'codes };
+                        limit = l;
+                    }
                 }
             }
         }
+        cut(&mut s.tables.near, keep);
+        for x in &s.tables.near {
+            s.candidates.push((x >> 32, *x as u32))?;
+        }
         Ok(())
     }
+}
+
+/// A bit for each sum that is at most `limit`.
+fn at_most(sums: &[u32], limit: u32, masks: &mut [u64]) {
+    for (mask, sums) in masks.iter_mut().zip(sums.chunks(BLOCK_CODES)) {
+        *mask = sums.iter().rev().fold(0, |m, s| m << 1 | u64::from(*s <= limit));
+    }
+}
+
+/// Leaves the `keep` least; gives the largest sum among them.
+fn cut(near: &mut Vec<u64>, keep: usize) -> u32 {
+    mem::select(near, keep);
+    near.truncate(keep);
+    (near.iter().copied().max().unwrap_or(0) >> 32) as u32
 }
 
 /// Measures all of `s.candidates`, which are acceptable, into `s.found`.
@@ -330,6 +389,7 @@ pub(super) fn rerank(view: &View<'_>, query: &Query<'_>, meter: &mut Meter<'_>, 
         batch.clear();
         for (_, slot) in some {
             if let Some((words, inv_norm)) = view.row(*slot) {
+                mem::prefetch(words);
                 batch.push(words, inv_norm);
             }
         }
