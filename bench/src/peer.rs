@@ -34,6 +34,9 @@ pub struct PeerArgs {
     /// Index kind: flat, hnsw, ivf, pq or lsh
     #[arg(long)]
     pub index: IndexKind,
+    /// pq: bits for a subvector, 4 or 8; lsh: bits for a table (0: the default)
+    #[arg(long, default_value_t = 0)]
+    pub bits: u32,
     /// Results of a query
     #[arg(short, long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub k: u32,
@@ -203,6 +206,7 @@ impl Peer<'_> {
     fn schema(&self) -> Schema {
         let mut s = Schema::new(self.base.dim, self.args.metric, self.args.index);
         s.params.seed = 1;
+        s.params.bits = self.args.bits;
         s
     }
 

@@ -58,6 +58,10 @@ fn build(base: &[Vec<u32>], index: u32) -> Collection {
 }
 
 fn build_with(base: &[Vec<u32>], index: u32, metric: Metric) -> Collection {
+    build_bits(base, index, metric, 0)
+}
+
+fn build_bits(base: &[Vec<u32>], index: u32, metric: Metric, bits: u32) -> Collection {
     let env = env();
     let schema = Schema {
         dim: base[0].len() as u32,
@@ -66,6 +70,7 @@ fn build_with(base: &[Vec<u32>], index: u32, metric: Metric) -> Collection {
         index,
         m: if index == 2 { 16 } else { 0 },
         ef_construction: if index == 2 { 200 } else { 0 },
+        bits,
         seed: 42,
         ..Schema::default()
     };
@@ -133,10 +138,10 @@ fn hnsw_recall_and_cost() {
 }
 
 /// Recall and cost of an index at some efforts; both rise. 0 is the default.
-fn sweep(index: u32, efforts: &[usize]) {
+fn sweep(index: u32, bits: u32, efforts: &[usize]) {
     let Some(d) = data() else { return eprintln!("skipped: no data at {}", prefix()) };
     let start = std::time::Instant::now();
-    let c = build(&d.base, index);
+    let c = build_bits(&d.base, index, Metric::Cosine, bits);
     println!("{} vectors built in {:.1?}: {:?}", d.base.len(), start.elapsed(), c.info());
     assert!(c.info().parts > 0 && c.info().pending == 0);
     let mut last = (0.0, 0.0);
@@ -157,29 +162,31 @@ fn sweep(index: u32, efforts: &[usize]) {
 
 #[test]
 fn ivf_recall_and_cost() {
-    sweep(3, &[1, 2, 4, 8, 16, 32]);
+    sweep(3, 0, &[1, 2, 4, 8, 16, 32]);
 }
 
 #[test]
 fn pq_recall_and_cost() {
-    sweep(4, &[10, 20, 50, 100, 200, 400]);
+    for bits in [4, 8] {
+        sweep(4, bits, &[10, 20, 50, 100, 200, 400]);
+    }
 }
 
 #[test]
 fn lsh_recall_and_cost() {
-    sweep(5, &[50, 100, 200, 400, 800, 1600]);
+    sweep(5, 0, &[50, 100, 200, 400, 800, 1600]);
 }
 
 #[test]
 fn filters_keep_recall() {
-    for index in [2, 3, 4, 5] {
-        filters(index);
+    for (index, bits) in [(2, 0), (3, 0), (4, 4), (4, 8), (5, 0)] {
+        filters(index, bits);
     }
 }
 
-fn filters(index: u32) {
+fn filters(index: u32, bits: u32) {
     let Some(d) = data() else { return eprintln!("skipped: no data at {}", prefix()) };
-    let c = build(&d.base, index);
+    let c = build_bits(&d.base, index, Metric::Cosine, bits);
     let (mut scratch, mut out, mut exact) = (SearchScratch::new(), Vec::new(), Vec::new());
     // By id (spread over the data), and by the first element (a region of it).
     let threshold = {
@@ -219,7 +226,7 @@ fn filters(index: u32) {
             let recall = right as f64 / all as f64;
             let n = d.query.len();
             println!(
-                "index {index}, {permille} per mille, region {by_region}: {recall:.4}, {} distances, {} asked",
+                "index {index}, {bits} bits, {permille} per mille, region {by_region}: {recall:.4}, {} distances, {} asked",
                 cost / n as u64,
                 asked / n
             );

@@ -26,15 +26,23 @@ fn world(s: Schema) -> World {
 #[test]
 fn searches_are_right_at_all_times() {
     let mut seed = 0;
-    for index in KINDS {
+    let eight = |dim, metric| Schema { bits: 8, subvectors: 2.min(dim), ..small(dim, metric, 4) };
+    for (index, wide) in [(3, false), (4, false), (5, false), (4, true)] {
         for metric in METRICS {
             for dim in [1usize, 2, 7, 33] {
+                if wide && dim < 7 {
+                    // Nothing that the others do not show.
+                    continue;
+                }
                 seed += 1;
                 let mut rng = Rng(7000 + seed);
-                let mut w = world(small(dim as u32, metric, index));
+                let make = if wide { eight(dim as u32, metric) } else { small(dim as u32, metric, index) };
+                let mut w = world(make);
                 let mut trained = false;
-                for round in 0..1200 {
-                    let id = rng.below(if round < 300 { 400 } else { 250 });
+                // Codebooks of 256 centroids are made from twice as many vectors.
+                let ids = if wide { (900, 700) } else { (400, 250) };
+                for round in 0..if wide { 3000 } else { 1200 } {
+                    let id = rng.below(if round < 3 * ids.0 / 4 { ids.0 } else { ids.1 });
                     match rng.below(10) {
                         0..=2 => w.delete(id),
                         3 => w.put(id, random(&mut rng, dim)),
@@ -79,7 +87,7 @@ fn searches_are_right_at_all_times() {
                 w.settle();
                 w.check_search(&grid(&mut rng, dim), 10, 1);
                 // All go, and it can be used again.
-                for id in 0..400 {
+                for id in 0..ids.0 {
                     w.delete(id);
                 }
                 w.settle();
@@ -96,10 +104,10 @@ fn searches_are_right_at_all_times() {
 
 #[test]
 fn recall_of_clustered_vectors() {
-    for index in KINDS {
+    for (index, bits) in [(3, 0), (4, 4), (4, 8), (5, 0)] {
         for metric in METRICS {
             let mut rng = Rng(50);
-            let mut w = world(Schema { m: 0, ef_construction: 0, ..schema(24, metric, index) });
+            let mut w = world(Schema { m: 0, ef_construction: 0, bits, ..schema(24, metric, index) });
             for id in 0..3000 {
                 w.put(id, clustered(&mut rng, 24, 60));
             }
@@ -112,8 +120,8 @@ fn recall_of_clustered_vectors() {
                 recall += r / 40.0;
                 cost += stats.distances / 40;
             }
-            println!("index {index}, {metric:?}: recall {recall:.3}, {cost} distances");
-            assert!(recall >= 0.95 && cost < 2400, "index {index}, {metric:?}: {recall}, {cost}");
+            println!("index {index}, {bits} bits, {metric:?}: recall {recall:.3}, {cost} distances");
+            assert!(recall >= 0.95 && cost < 2400, "index {index}, {bits} bits, {metric:?}: {recall}, {cost}");
         }
     }
 }

@@ -100,4 +100,27 @@ mod tests {
             assert_eq!(v, w);
         }
     }
+
+    #[test]
+    fn selects() {
+        let mut x = 9u64;
+        for n in 0..300usize {
+            let mut v: Vec<u64> = Vec::new();
+            for i in 0..n {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                // Mixed, with many twins, all equal, in order.
+                v.push([x >> 3, (x >> 33) % 7, 5, i as u64][n % 4]);
+            }
+            for keep in [0, 1, n / 3, n.saturating_sub(1), n, n + 5] {
+                let (mut s, mut all) = (v.clone(), v.clone());
+                super::select(&mut s, keep);
+                all.sort_unstable();
+                let mut front = s[..keep.min(n)].to_vec();
+                front.sort_unstable();
+                assert_eq!(front, all[..keep.min(n)]);
+                s.sort_unstable();
+                assert_eq!(s, all);
+            }
+        }
+    }
 }
