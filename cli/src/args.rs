@@ -216,10 +216,10 @@ pub struct IndexParams {
     /// ivf: number of lists (default by count)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub lists: Option<u32>,
-    /// pq: number of subvectors (default by dimension: one for 8 elements, with 4 bits for 4)
+    /// pq: number of subvectors (default by dimension: one for 4 elements, with 8 bits for 8)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub subvectors: Option<u32>,
-    /// pq: bits for a subvector, 4 or 8 (default 8); lsh: bits for a table, 1 to 32 (default by count)
+    /// pq: bits for a subvector, 4 or 8 (default 4); lsh: bits for a table, 1 to 32 (default by count)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub bits: Option<u32>,
     /// lsh: number of tables (default 48, fewer for many dimensions)

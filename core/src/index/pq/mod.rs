@@ -22,13 +22,15 @@ use crate::mem::{self, NoMemory};
 use alloc::vec::Vec;
 
 /// Bits of a code if the schema says 0.
-const BITS_DEFAULT: u32 = 8;
+const BITS_DEFAULT: u32 = 4;
 /// Elements of a subvector if the schema does not give their number: with 8 bits, with 4 bits.
 const ELEMENTS: (u32, u32) = (8, 4);
-/// Vectors for each centroid before training.
+/// Vectors for each centroid before training, if the schema gives the bits,
 const PER_CELL: u64 = 2;
-/// Vectors of the sample for each centroid,
-const SAMPLE: usize = 32;
+/// and vectors before training if it does not.
+const FIRST: u64 = 512;
+/// Vectors of the sample for each centroid, and in all, at least,
+const SAMPLE: (usize, usize) = (32, 4096);
 /// fewer if they have more than so many elements together.
 const SAMPLE_ELEMENTS: usize = 1 << 24;
 /// So many times the vectors of a training came since then: it is time for another.
@@ -151,7 +153,8 @@ impl Pq {
 
     fn due(&self) -> bool {
         if self.books.is_empty() {
-            return self.members >= (self.cells as u64).saturating_mul(PER_CELL);
+            let first = if self.wanted.1 == 0 { FIRST } else { (self.cells as u64).saturating_mul(PER_CELL) };
+            return self.members >= first;
         }
         let grown = if self.trained >= ENOUGH { GROWTH.saturating_mul(4) } else { GROWTH };
         self.added >= self.trained.saturating_mul(grown).max(16)
@@ -213,7 +216,7 @@ impl Pq {
     #[inline(never)] // keeps stack frames small
     fn begin(&mut self) -> Result<(), NoMemory> {
         let most = SAMPLE_ELEMENTS.checked_div(self.dim).unwrap_or(0).max(self.cells.saturating_mul(8));
-        let n = self.cells.saturating_mul(SAMPLE).min(most);
+        let n = self.cells.saturating_mul(SAMPLE.0).max(SAMPLE.1).min(most);
         let chosen = sample(self.states.len(), self.members as usize, n, |s| self.member(s))?;
         let mut bounds = Vec::new();
         for part in 0..=self.parts {
