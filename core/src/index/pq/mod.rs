@@ -49,32 +49,21 @@ pub(crate) struct Tables {
     entries: Vec<u16>,
     /// For each half of a byte 16 entries.
     narrow: Vec<u8>,
+    /// Keys of all centroids; when the tables are made, sums of a chunk.
     keys: Vec<u32>,
-    least: Vec<u32>,
-    most: Vec<u32>,
-    /// Sums of a chunk.
-    sums: Vec<u32>,
+    /// For each subvector the least key, then for each the largest.
+    ranges: Vec<u32>,
     /// Candidates: sum and slot.
     near: Vec<u64>,
 }
 
 impl Tables {
     pub(super) const fn new() -> Tables {
-        Tables {
-            entries: Vec::new(),
-            narrow: Vec::new(),
-            keys: Vec::new(),
-            least: Vec::new(),
-            most: Vec::new(),
-            sums: Vec::new(),
-            near: Vec::new(),
-        }
+        Tables { entries: Vec::new(), narrow: Vec::new(), keys: Vec::new(), ranges: Vec::new(), near: Vec::new() }
     }
 
     pub(super) fn memory(&self) -> usize {
-        let words = [&self.keys, &self.least, &self.most, &self.sums]
-            .iter()
-            .fold(0, |n: usize, v| n.saturating_add(v.capacity()));
+        let words = [&self.keys, &self.ranges].iter().fold(0, |n: usize, v| n.saturating_add(v.capacity()));
         words
             .saturating_mul(4)
             .saturating_add(self.entries.capacity().saturating_mul(2))
@@ -274,23 +263,26 @@ impl Pq {
         keys: &mut Vec<u32>,
     ) -> Result<(), NoMemory> {
         t.keys.clear();
-        t.least.clear();
-        t.most.clear();
+        t.ranges.clear();
+        mem::resize(&mut t.ranges, self.books.len().saturating_mul(2), 0)?;
         // For inner products, cosine among them, the centroid's length counts by its product only.
         let bias = q.metric == Metric::L2;
         for (part, book) in self.books.iter().enumerate() {
             book.keys(kernels, self.piece(q.words, part), scale(q.metric, q.inv_norm), bias, keys)?;
-            mem::push(&mut t.least, keys.iter().copied().min().unwrap_or(0))?;
-            mem::push(&mut t.most, keys.iter().copied().max().unwrap_or(0))?;
+            let range = [keys.iter().copied().min().unwrap_or(0), keys.iter().copied().max().unwrap_or(0)];
+            for (to, key) in t.ranges.iter_mut().skip(part).step_by(self.books.len().max(1)).zip(range) {
+                *to = key;
+            }
             mem::extend(&mut t.keys, keys)?;
         }
-        let unit = kernels.spread(&t.least, &t.most);
+        let (least, most) = t.ranges.split_at_checked(self.books.len()).unwrap_or_default();
+        let unit = kernels.spread(least, most);
         let len = self.code_len();
         if self.cells == 256 {
             t.entries.clear();
             mem::resize(&mut t.entries, len.saturating_mul(256), 0)?;
             let tables = t.entries.chunks_exact_mut(256);
-            for ((out, keys), least) in tables.zip(t.keys.chunks_exact(256)).zip(&t.least) {
+            for ((out, keys), least) in tables.zip(t.keys.chunks_exact(256)).zip(least) {
                 kernels.entries(keys, *least, unit, out);
             }
             return Ok(());
@@ -298,7 +290,7 @@ impl Pq {
         t.narrow.clear();
         mem::resize(&mut t.narrow, len.saturating_mul(32), 0)?;
         let mut entries = [0u16; 16];
-        for ((out, keys), least) in t.narrow.chunks_exact_mut(16).zip(t.keys.chunks_exact(16)).zip(&t.least) {
+        for ((out, keys), least) in t.narrow.chunks_exact_mut(16).zip(t.keys.chunks_exact(16)).zip(least) {
             kernels.entries(keys, *least, unit, &mut entries);
             for (to, e) in out.iter_mut().zip(entries) {
                 // The upper eight of 15 bits, rounded.
@@ -322,8 +314,8 @@ impl Pq {
         let (len, most) = (self.code_len(), keep.saturating_mul(2).max(BLOCK_CODES));
         s.candidates.clear();
         s.tables.near.clear();
-        s.tables.sums.clear();
-        mem::resize(&mut s.tables.sums, CHUNK, 0)?;
+        s.tables.keys.clear();
+        mem::resize(&mut s.tables.keys, CHUNK, 0)?;
         let mut masks = [0u64; CHUNK / BLOCK_CODES];
         let mut limit = u32::MAX;
         'codes: for ((codes, states), first) in
@@ -331,17 +323,17 @@ impl Pq {
         {
             let t = &mut s.tables;
             if self.cells == 256 {
-                kernels.lookup(&t.entries, len, codes, &mut t.sums);
-                at_most(&t.sums, limit, &mut masks);
+                kernels.lookup(&t.entries, len, codes, &mut t.keys);
+                at_most(&t.keys, limit, &mut masks);
             } else {
-                kernels.fast_scan(&t.narrow, len, codes, limit, &mut t.sums, &mut masks);
+                kernels.fast_scan(&t.narrow, len, codes, limit, &mut t.keys, &mut masks);
             }
             *hops = hops.wrapping_add(1);
             for (mut mask, block) in masks.into_iter().zip((0usize..).step_by(BLOCK_CODES)) {
                 while mask != 0 {
                     let at = block.wrapping_add(mask.trailing_zeros() as usize);
                     mask &= mask.wrapping_sub(1);
-                    let sum = s.tables.sums.get(at).copied().unwrap_or(u32::MAX);
+                    let sum = s.tables.keys.get(at).copied().unwrap_or(u32::MAX);
                     if sum > limit || !states.get(at).copied().unwrap_or(false) {
                         continue;
                     }
