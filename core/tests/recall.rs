@@ -2,93 +2,13 @@
 //! Recall and cost of the indexes on real embeddings: the sample in `bench/data`, or another set with
 //! `VEXFS_TEST_DATA=PREFIX` (`PREFIX.base.npy`, `PREFIX.query.npy`, `PREFIX.gt100.ivecs`).
 
+mod sample;
+
+use sample::{build, build_bits, build_with, data, env, prefix, Data};
 use std::collections::HashSet;
-use std::path::PathBuf;
 use vexfs_core::coll::{Collection, Hit, SearchParams, SearchScratch};
-use vexfs_core::dist::{self, Metric};
-use vexfs_core::env::Env;
-use vexfs_core::format::{Schema, Slot, SLOT_LIVE};
-use vexfs_core::index::Absent;
-
-fn env() -> Env {
-    Env { crc32c: vexfs_core::checksum::crc32c, distance: dist::native(), cache_bytes: 0, log_bytes: 0 }
-}
-
-struct Data {
-    base: Vec<Vec<u32>>,
-    query: Vec<Vec<u32>>,
-    truth: Vec<Vec<u64>>,
-}
-
-fn npy(path: &str) -> Option<Vec<Vec<u32>>> {
-    let b = std::fs::read(path).ok()?;
-    let head = 10 + u16::from_le_bytes([b[8], b[9]]) as usize;
-    let text = String::from_utf8_lossy(&b[10..head]).into_owned();
-    assert!(text.contains("<f4") && text.contains("False"), "{text}");
-    let shape: Vec<usize> = text.split(['(', ')']).nth(1)?.split(',').filter_map(|s| s.trim().parse().ok()).collect();
-    let words: Vec<u32> = b[head..].chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
-    assert_eq!(words.len(), shape[0] * shape[1]);
-    Some(words.chunks(shape[1]).map(<[u32]>::to_vec).collect())
-}
-
-fn ivecs(path: &str) -> Option<Vec<Vec<u64>>> {
-    let b = std::fs::read(path).ok()?;
-    let w: Vec<u32> = b.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
-    let n = w[0] as usize;
-    Some(w.chunks(n + 1).map(|r| r[1..].iter().map(|x| u64::from(*x)).collect()).collect())
-}
-
-fn prefix() -> String {
-    std::env::var("VEXFS_TEST_DATA").unwrap_or_else(|_| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../bench/data/sample").to_string_lossy().into_owned()
-    })
-}
-
-fn data() -> Option<Data> {
-    let p = prefix();
-    Some(Data {
-        base: npy(&format!("{p}.base.npy"))?,
-        query: npy(&format!("{p}.query.npy"))?,
-        truth: ivecs(&format!("{p}.gt100.ivecs"))?,
-    })
-}
-
-fn build(base: &[Vec<u32>], index: u32) -> Collection {
-    build_with(base, index, Metric::Cosine)
-}
-
-fn build_with(base: &[Vec<u32>], index: u32, metric: Metric) -> Collection {
-    build_bits(base, index, metric, 0)
-}
-
-fn build_bits(base: &[Vec<u32>], index: u32, metric: Metric, bits: u32) -> Collection {
-    let env = env();
-    let schema = Schema {
-        dim: base[0].len() as u32,
-        metric: metric as u32,
-        element: 1,
-        index,
-        m: if index == 2 { 16 } else { 0 },
-        ef_construction: if index == 2 { 200 } else { 0 },
-        bits,
-        seed: 42,
-        ..Schema::default()
-    };
-    let mut c = Collection::new(1, schema).unwrap();
-    for (i, v) in base.iter().enumerate() {
-        let head = Slot {
-            id: i as u64,
-            seq: i as u64 + 1,
-            inv_norm: dist::admit(env.distance, metric, v).unwrap(),
-            flags: SLOT_LIVE,
-            crc: 0,
-        };
-        let slot = c.free_slot(0);
-        c.put(slot, head, v).unwrap();
-    }
-    while c.work(&env, &Absent::new(0), 1000).unwrap() {}
-    c
-}
+use vexfs_core::dist::Metric;
+use vexfs_core::format::Slot;
 
 /// Recall at 10 and distances per query.
 fn measure(c: &Collection, d: &Data, ef: usize) -> (f64, f64) {
