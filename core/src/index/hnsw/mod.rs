@@ -419,7 +419,8 @@ impl Hnsw {
             let mut links = self.links(slot, layer).iter();
             loop {
                 let next = links.next();
-                if let Some(n) = next.filter(|n| self.passable(**n) && marks.visit(**n)) {
+                // Most links lead to what was visited: their states are not even read.
+                if let Some(n) = next.filter(|n| marks.visit(**n) && self.passable(**n)) {
                     if let (Some((words, inv_norm)), Some(id)) =
                         (self.row(view, *n, query.coded), ids.get_mut(batch.len()))
                     {
