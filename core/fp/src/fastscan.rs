@@ -119,20 +119,17 @@ mod wide {
                 while b < end {
                     let t0 = _mm256_broadcastsi128_si256(_mm_loadu_si128(tables.add(b * 32).cast()));
                     let t1 = _mm256_broadcastsi128_si256(_mm_loadu_si128(tables.add(b * 32 + 16).cast()));
-                    let mut h = 0;
-                    for (all, odd) in all.iter_mut().zip(odd.iter_mut()) {
+                    for (h, (all, odd)) in all.iter_mut().zip(odd.iter_mut()).enumerate() {
                         let c: __m256i = _mm256_loadu_si256(codes.add(b * BLOCK_CODES + h * 32).cast());
                         let x = _mm256_shuffle_epi8(t0, _mm256_and_si256(c, low));
                         let y = _mm256_shuffle_epi8(t1, _mm256_and_si256(_mm256_srli_epi16::<4>(c), low));
                         *all = _mm256_add_epi16(*all, _mm256_add_epi16(x, y));
                         let upper = _mm256_add_epi16(_mm256_srli_epi16::<8>(x), _mm256_srli_epi16::<8>(y));
                         *odd = _mm256_add_epi16(*odd, upper);
-                        h += 1;
                     }
                     b += 1;
                 }
-                let mut h = 0;
-                for (all, odd) in all.into_iter().zip(odd) {
+                for (h, (all, odd)) in all.into_iter().zip(odd).enumerate() {
                     // Modulo 2^16 the upper bytes count 256 times in `all`.
                     let even = _mm256_sub_epi16(all, _mm256_slli_epi16::<8>(odd));
                     let (lo, hi) = (_mm256_unpacklo_epi16(even, odd), _mm256_unpackhi_epi16(even, odd));
@@ -141,7 +138,6 @@ mod wide {
                     add(o.add(8), _mm256_cvtepu16_epi32(_mm256_castsi256_si128(hi)), first);
                     add(o.add(16), _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(lo)), first);
                     add(o.add(24), _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(hi)), first);
-                    h += 1;
                 }
                 first = false;
                 start = end;
