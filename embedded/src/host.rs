@@ -261,6 +261,8 @@ impl Drop for Host {
 }
 
 sync::thread_local! {
+    // Loom's macro knows no `const` block.
+    #[allow(clippy::missing_const_for_thread_local)]
     static WAITER: RefCell<Option<Arc<Waiter>>> = RefCell::new(None);
 }
 
