@@ -105,9 +105,9 @@ fn fast_scans_are_bit_equal_and_right() {
     for len in [0usize, 1, 2, 48, 127, 128, 129, 300] {
         for most in [255u32, 256] {
             let tables: Vec<u8> =
-                (0..32 * len as u32).map(|i| if most == 255 { 255 } else { (i * 7919 >> 3) as u8 }).collect();
+                (0..32 * len as u32).map(|i| if most == 255 { 255 } else { ((i * 7919) >> 3) as u8 }).collect();
             let n = 3;
-            let codes: Vec<u8> = (0..n * len * BLOCK_CODES).map(|i| (i * 2_654_435 >> 7) as u8).collect();
+            let codes: Vec<u8> = (0..n * len * BLOCK_CODES).map(|i| ((i * 2_654_435) >> 7) as u8).collect();
             let want: Vec<u32> = (0..n * BLOCK_CODES)
                 .map(|v| {
                     let byte =

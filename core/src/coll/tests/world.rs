@@ -167,9 +167,8 @@ impl World {
     }
 
     fn fetch(&mut self, need: Need) {
-        match need {
-            Need::Collection(ino) => self.load(ino),
-            _ => {}
+        if let Need::Collection(ino) = need {
+            self.load(ino);
         }
     }
 
