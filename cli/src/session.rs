@@ -258,14 +258,15 @@ impl Session {
         }
     }
 
-    /// Says on stderr what makes every search of an image slow: records that its stored index does not hold.
+    /// Says on stderr what makes every search of an image slow: records that its stored index does not hold. Whoever
+    /// only reads takes them into the index in memory, and forgets that again.
     pub fn warn_unindexed(&mut self) {
         if self.volume.is_none() {
             return;
         }
         if let Some(i) = self.try_ask(|c| c.info()).ok().filter(Session::unindexed) {
             let n = show::counted(i.pending, "record");
-            eprintln!("vexfs: {0}: {n} not in the stored index, every search compares them one by one; to have them in it: vexfs collection reindex {0}", self.name);
+            eprintln!("vexfs: {0}: {n} not in the stored index, every search indexes anew; once and for all: vexfs collection reindex {0}", self.name);
         }
     }
 

@@ -178,6 +178,8 @@ pub enum Need {
     Collection(u64),
     /// Vectors of the collection that are not in memory. Which ones is noted in an [`Absent`](crate::index::Absent).
     Vectors(u64),
+    /// The collection's index has to take in what was inserted lately.
+    CatchUp(u64),
     /// Space that the next checkpoint or a pending deletion gives back.
     Space,
 }

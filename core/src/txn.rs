@@ -141,6 +141,8 @@ pub struct Txn<'a> {
     opens: &'a Map<u32>,
     /// Time of the operation.
     pub now: Time,
+    /// The operation has waited for the index long enough ([`Need::CatchUp`]): it takes it as it is.
+    pub waited: bool,
     /// Vectors that were met and are not in memory ([`Need::Vectors`]).
     pub absent: Absent,
     /// For a search: what it had when it stopped. The engine keeps it from one run to the next.
@@ -159,6 +161,7 @@ impl<'a> Txn<'a> {
             arrived,
             opens,
             now,
+            waited: false,
             absent: Absent::new(0),
             search: Cell::new(None),
             changes: Changes::default(),

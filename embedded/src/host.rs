@@ -15,7 +15,7 @@ use crate::device::{Access, Device, FileDevice};
 use crate::error::{OpenError, OpenErrorKind};
 use crate::now;
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{self, is_poisoned, thread, Arc, LockResult, RwLock, RwLockWriteGuard};
+use crate::sync::{self, is_poisoned, locked, thread, Arc, LockResult, Mutex, RwLock, RwLockWriteGuard};
 use alarm::Alarm;
 use queue::Queue;
 use std::cell::RefCell;
@@ -75,6 +75,8 @@ struct Shared {
     ready: Queue<Io>,
     /// Threads that wait for `core`; background work gives way to them.
     wanting: AtomicUsize,
+    /// Held by the one thread that does background work.
+    working: Mutex<()>,
     /// Wakes the background thread.
     alarm: Alarm,
     read_only: bool,
@@ -294,6 +296,7 @@ impl Shared {
             device,
             ready: Queue::new(),
             wanting: AtomicUsize::new(0),
+            working: Mutex::new(()),
             alarm: Alarm::new(),
             read_only,
         });
@@ -370,6 +373,7 @@ impl Shared {
     fn call(&self, op: Op) -> Result<Reply, Error> {
         // Whoever waits for durability carries out flushes; others leave them to the helpers.
         let durable = matches!(op, Op::Sync | Op::Checkpoint | Op::Close);
+        let search = matches!(op, Op::Query { .. });
         let waiter = WAITER.with(|w| w.borrow_mut().take()).unwrap_or_default();
         let mut ios = Vec::new();
         let w = waiter.clone();
@@ -378,13 +382,13 @@ impl Shared {
             core.waiters.insert(id, w);
             Ok::<(), Error>(())
         })??;
-        let reply = self.pump(&waiter, ios, durable);
+        let reply = self.pump(&waiter, ios, durable, search);
         WAITER.with(|w| *w.borrow_mut() = Some(waiter));
         reply
     }
 
     /// Carries out I/O until the reply is there.
-    fn pump(&self, waiter: &Waiter, mut ios: Vec<Io>, durable: bool) -> Result<Reply, Error> {
+    fn pump(&self, waiter: &Waiter, mut ios: Vec<Io>, durable: bool, search: bool) -> Result<Reply, Error> {
         loop {
             if let Some(reply) = waiter.take() {
                 self.ready.push(&mut ios);
@@ -393,11 +397,22 @@ impl Shared {
             if !durable {
                 self.leave_if(&mut ios, |io| matches!(io.kind, IoKind::Flush | IoKind::WriteDurable));
             }
+            // A search may wait for the index: better to work on it than to wait for who does.
+            if ios.is_empty() && search {
+                let worked = match self.working.try_lock() {
+                    Ok(_working) => self.work(&mut ios)?.0,
+                    Err(_) => false,
+                };
+                if worked {
+                    continue;
+                }
+            }
             if ios.is_empty() {
                 if is_poisoned(&self.core) {
                     return Err(Error::Aborted);
                 }
-                waiter.sleep(Duration::from_secs(1));
+                // A search looks from time to time whether there is work left that nobody does.
+                waiter.sleep(if search { IDLE_PAUSE } else { Duration::from_secs(1) });
                 continue;
             }
             self.carry_out(&mut ios)?;
@@ -476,7 +491,10 @@ impl Shared {
         let mut ios = Vec::new();
         while !self.alarm.stopped() {
             self.alarm.look();
-            let Ok((more, timeout)) = self.work(&mut ios) else { return };
+            let working = locked(&self.working);
+            let stepped = self.work(&mut ios);
+            drop(working);
+            let Ok((more, timeout)) = stepped else { return };
             let some = !ios.is_empty();
             if some && self.carry_out(&mut ios).is_err() {
                 return;

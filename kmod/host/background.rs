@@ -54,7 +54,7 @@ impl Host {
             let (more, timeout) = self.locked_step(|core| {
                 let Some(v) = core.volume.as_mut() else { return (false, None) };
                 let now = env::now();
-                // Frozen, only what happens in memory goes on.
+                // Frozen, only what happens in memory goes on, because searches may wait for it.
                 if !self.frozen.load(Ordering::Acquire) && v.poll_timeout().is_some_and(|t| t <= now) {
                     v.handle_timeout(now);
                 }

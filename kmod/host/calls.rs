@@ -135,6 +135,7 @@ impl Host {
         let waiter = Waiter { done: Completion::new(), reply: UnsafeCell::new(None) };
         waiter.done.init();
         let place: *const Waiter = &waiter;
+        let search = matches!(op, Op::Query { .. });
         let holds = matches!(op, Op::Open { .. } | Op::Tmpfile { .. });
         let id = self.step(|core| {
             if holds {
@@ -145,6 +146,10 @@ impl Host {
                 e
             })
         })?;
+        if search {
+            // It may wait for index work.
+            self.wake_tick(0);
+        }
         if killable && !waiter.done.wait_killable() {
             // The reply is given under the lock: now it either was, or nobody knows of this frame any more.
             self.core.write().waiters.remove(id);

@@ -144,10 +144,7 @@ fn info(a: &PathJson) -> Done {
         show::line(format!("  {what:38} {value}"))?;
     }
     if s.inside() && Session::unindexed(&info) {
-        show::line(format!(
-            "  every search compares them one by one; to have them in the index: vexfs collection reindex {}",
-            s.name()
-        ))?;
+        show::line(format!("  every search indexes anew; once and for all: vexfs collection reindex {}", s.name()))?;
     }
     if info.populating {
         show::line("  files that were there before are still being taken in")?;

@@ -18,6 +18,7 @@ use crate::error::{Error, Step};
 use crate::format::{Schema, Slot, BLOCK, SLOT_LIVE};
 use crate::index::{is_live, kind, Absent, AnyIndex, Bits, Index, Inserted, VectorStore, View, SLOTS_MAX};
 use crate::mem::{self, Map, NoMemory};
+use crate::op::Time;
 use alloc::vec::Vec;
 
 pub use crate::index::{Accept, Scratch as SearchScratch, EF_SEARCH_DEFAULT};
@@ -26,6 +27,8 @@ pub use crate::index::{Accept, Scratch as SearchScratch, EF_SEARCH_DEFAULT};
 pub const DIM_MAX: u32 = 65_536;
 /// How far a put may reach behind the end of the slot table: slots are handed out one after the other.
 const SLOT_GAP_MAX: u64 = 1024;
+/// So long after an insert that came beside searches they do not wait for the index.
+const BUSY_SECONDS: i64 = 2;
 const BLOCK_SHIFT: u32 = BLOCK.trailing_zeros();
 /// Bytes of vectors that are read ahead for work that goes from slot to slot.
 const AHEAD_BYTES: usize = 1 << 20;
@@ -141,6 +144,8 @@ pub struct Collection {
     whole: bool,
     /// See [`Collection::rebuilding`].
     rebuilding: bool,
+    /// See [`Collection::is_busy`].
+    busy_until: Time,
     scratch: mem::Box<SearchScratch>,
     /// For searches, which would else clear notes about all slots each time.
     spare: mem::Spare<SearchScratch>,
@@ -193,6 +198,7 @@ impl Collection {
             moment: Moment::default(),
             whole: false,
             rebuilding: false,
+            busy_until: Time::default(),
             scratch: mem::Box::try_new(SearchScratch::new())?,
             spare: mem::Spare::new(),
         })
@@ -459,6 +465,16 @@ impl Collection {
     /// in yet what was there then: searches do not wait for such work, they scan what is pending.
     pub fn rebuilding(&self) -> bool {
         (self.rebuilding || self.index.get().training()) && self.sets.pending.count() > 0
+    }
+
+    /// Whether somebody inserts while others search: then searches do not wait for the index.
+    pub fn is_busy(&self, now: Time) -> bool {
+        now < self.busy_until
+    }
+
+    /// Somebody inserted while others were searching.
+    pub fn disturb(&mut self, now: Time) {
+        self.busy_until = Time { sec: now.sec.saturating_add(BUSY_SECONDS), nsec: now.nsec };
     }
 
     /// Whether [`work`](Self::work) has something to do.

@@ -3,8 +3,10 @@
 //! permissions decided during traversal, so that `k` results come back whenever so many exist that match and
 //! may be seen.
 //!
-//! What the index has not taken in yet is compared one by one: a search never waits for it, whatever goes on
-//! meanwhile.
+//! Index work that is still to be done is asked for first (`Need::CatchUp`) while nobody else inserts: the answer then
+//! depends on what was inserted, not on how far a driver's background work has come. As soon as an insert comes while a
+//! search waits, the collection is *busy* for a while: searches then wait for nothing, and what the index has not taken in
+//! is compared one by one. Neither do they wait while an index is built anew, nor behind very large loads.
 
 use super::matching::{Eyes, Matcher};
 use super::request::{admit, same_dimension};
@@ -21,6 +23,9 @@ use crate::proto::{self, wire, Request};
 use crate::txn::Txn;
 use alloc::vec::Vec;
 
+/// A search waits for the index to take in up to so many records.
+pub const CATCH_UP_MAX: usize = 32_768;
+
 /// What a search works on.
 struct Ready<'a> {
     runtime: &'a Collection,
@@ -31,9 +36,9 @@ struct Ready<'a> {
     files: bool,
 }
 
-/// Checks a search as a whole, and that it may go on.
+/// Checks a search as a whole, and that it may go on. One that has `begun` does not wait for the index again.
 #[inline(never)]
-fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search) -> Result<Ready<'a>, Refusal> {
+fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search, begun: bool) -> Result<Ready<'a>, Refusal> {
     let c = enter(t, dir, cred, perm::READ)?;
     same_dimension(&c, s.queries.dim() as usize)?;
     if s.queries.len() > wire::QUERIES_MAX as usize {
@@ -45,6 +50,11 @@ fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search) -> Result<Re
         Some(bits) => Some(dist::bits_to_key(bits).ok_or(Error::Invalid)?),
     };
     let runtime = t.collection(dir)?;
+    let pending = runtime.pending();
+    let waits = !s.exact && radius.is_none() && !runtime.rebuilding() && !runtime.is_busy(t.now) && !t.waited && !begun;
+    if waits && pending > 0 && pending <= CATCH_UP_MAX {
+        return Err(Stop::Need(Need::CatchUp(dir)).into());
+    }
     Ok(Ready { runtime, metric: super::schema::metric(&c.schema)?, radius, files: c.schema.files > 0 })
 }
 
@@ -52,7 +62,7 @@ fn ready<'a>(t: &Txn<'a>, dir: Ino, cred: &Cred, s: &proto::Search) -> Result<Re
 #[inline(never)]
 pub(super) fn search(t: &Txn, dir: Ino, cred: &Cred, r: &Request, s: &proto::Search) -> Result<Vec<u8>, Refusal> {
     let kept = t.search.take();
-    let ready = ready(t, dir, cred, s)?;
+    let ready = ready(t, dir, cred, s, kept.is_some())?;
     let mut run = match kept.filter(|k| k.dir == dir) {
         Some(kept) => kept,
         None => begin(t, &ready, dir, s)?,

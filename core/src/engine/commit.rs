@@ -231,6 +231,14 @@ impl Volume {
             let words = c.words.get(v.start..v.start.saturating_add(v.len)).unwrap_or(&[]);
             if let Some(k) = self.view.collections.get_mut(v.collection) {
                 failed |= k.put(v.slot, v.head, words).is_err();
+                let waited_for = self.catching.iter().any(|c| c.1 == v.collection);
+                if waited_for || k.is_busy(self.now) {
+                    k.disturb(self.now);
+                }
+                if waited_for {
+                    // Searches go on with what there is.
+                    self.end_catching(v.collection, None);
+                }
             }
             let blocks = (words.len().saturating_mul(4) / BLOCK).saturating_add(3);
             self.stream_dirty = self.stream_dirty.saturating_add(blocks as u64);

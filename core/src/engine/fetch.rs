@@ -11,6 +11,9 @@ use crate::mem::{self, Buf};
 use crate::op::Op;
 use alloc::vec::Vec;
 
+/// `Progress::extra` of a read counts the rounds of index work that it still waits for; here it waits no more.
+pub(super) const PATIENCE_END: u64 = 1;
+
 impl Volume {
     /// Fetches what a task needs; it runs again when that has arrived.
     #[inline(never)]
@@ -27,6 +30,22 @@ impl Volume {
             }
             Need::Collection(ino) => self.start_load(id, ino),
             Need::Vectors(ino) => self.bring_in(Some(id), ino),
+            Need::CatchUp(ino) => {
+                let Some(c) = self.view.collections.get_mut(ino) else {
+                    self.wake(id);
+                    return Ok(());
+                };
+                // Several times the rounds that the work of now needs; under inserts that never pause it would
+                // not end by itself.
+                let rounds = (c.pending() as u64).saturating_add(64);
+                mem::push(&mut self.catching, (id, ino))?;
+                if let Some(t) = self.tasks.get_mut(id) {
+                    let left = if t.progress.extra == 0 { rounds } else { t.progress.extra };
+                    t.progress.extra = left.saturating_sub(1).max(PATIENCE_END);
+                }
+                // The work is done in steps by `Volume::work`: all of it here would keep everybody from the volume.
+                Ok(())
+            }
             Need::Space => self.wait_for_space(id),
         }
     }

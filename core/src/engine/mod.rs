@@ -164,6 +164,8 @@ pub struct Volume {
     early: Queue<u64>,
     waiting: Vec<u64>,
     space_wait: Vec<u64>,
+    /// Searches that wait for the index of a collection: task and collection.
+    catching: Vec<(u64, crate::op::Ino)>,
     node_reads: Map<NodeRead>,
     locks: Map<Queue<u64>>,
     opens: Map<u32>,
@@ -235,6 +237,7 @@ impl Volume {
             early: Queue::new(),
             waiting: Vec::new(),
             space_wait: Vec::new(),
+            catching: Vec::new(),
             node_reads: Map::new(),
             locks: Map::new(),
             opens: Map::new(),
@@ -390,10 +393,20 @@ impl Volume {
     }
 
     /// One bounded step of background work (index catch-up, consolidation). False: there is none, or it waits for what it asked
-    /// the device for. A
-    /// driver calls it whenever it has nothing else to do, and lets others at the lock in between.
+    /// the device for. Searches may wait
+    /// for it, so a driver calls it whenever it has nothing else to do, and lets others at the lock in between.
     pub fn work(&mut self) -> bool {
-        if self.state != State::Ready || self.work_waits() {
+        if !matches!(self.state, State::Ready | State::Aborted) {
+            return false;
+        }
+        if self.work_waits() {
+            return false;
+        }
+        if let Some((_, ino)) = self.catching.first().copied() {
+            self.catch_up(ino);
+            return true;
+        }
+        if self.state != State::Ready {
             return false;
         }
         let mut from = None;
@@ -411,6 +424,31 @@ impl Volume {
     fn next_with_work(&self, from: Option<crate::op::Ino>) -> Option<crate::op::Ino> {
         let after = |ino: &crate::op::Ino| from.is_none_or(|f| *ino > f);
         self.view.collections.iter().filter(|(_, c)| c.has_work()).map(|(ino, _)| ino).filter(after).min()
+    }
+
+    /// A step of the index work that searches of the collection `ino` wait for; then they look again.
+    fn catch_up(&mut self, ino: crate::op::Ino) {
+        match self.work_on(ino, WORK_STEP) {
+            Ok(_) if self.work_waits() => {}
+            done => self.end_catching(ino, done.err()),
+        }
+        self.pump();
+    }
+
+    /// Searches that wait for the index of collection `ino` look again, or fail.
+    fn end_catching(&mut self, ino: crate::op::Ino, fail: Option<Error>) {
+        let mut i = 0;
+        while let Some((id, of)) = self.catching.get(i).copied() {
+            if of != ino {
+                i = i.saturating_add(1);
+                continue;
+            }
+            mem::swap_remove(&mut self.catching, i);
+            if let (Some(e), Some(t)) = (fail, self.tasks.get_mut(id)) {
+                t.fail = Some(e);
+            }
+            self.wake(id);
+        }
     }
 
     /// Answers a read without I/O and without waiting, if all it needs is in memory.

@@ -182,14 +182,18 @@ impl Volume {
         for w in core::mem::take(&mut p.waiters) {
             self.drop_wait(w, fail);
         }
+        if let (true, Some(e)) = (p.for_work, fail) {
+            self.end_catching(p.ino, Some(e));
+        }
     }
 
     /// What index work of collection `ino` met absent is brought in; until then there is no other.
     pub(super) fn bring_in_for_work(&mut self, ino: Ino, pages: Vec<u32>) {
         self.wanted = pages;
         self.work_tick = self.work_tick.or(Some(self.view.tree.time()));
-        // Should it fail, the next step of work asks again.
-        let _ = self.bring_in(None, ino);
+        if let Err(e) = self.bring_in(None, ino) {
+            self.end_catching(ino, Some(e));
+        }
         self.pump();
     }
 

@@ -3,6 +3,7 @@
 //! arrived, and runs again from the start of its step.
 
 use super::content::content_ino;
+use super::fetch::PATIENCE_END;
 use super::{OpId, State, Volume, CHECKPOINT, RECOVER};
 use crate::coll;
 use crate::coll::search::Run;
@@ -309,6 +310,7 @@ impl Volume {
         let Some(task) = self.tasks.get(id) else { return Err(Stop::Fail(Error::Invalid)) };
         let Some(op) = &task.op else { return Err(Stop::Fail(Error::Invalid)) };
         let mut t = Txn::new(&*self.view, &task.arrived, &self.opens, task.now);
+        t.waited = task.progress.extra == PATIENCE_END;
         t.absent = Absent::within(self.view.tree.time(), self.view.env.cache_bytes);
         t.search.set(kept);
         let result = read(&t, op);

@@ -7,6 +7,7 @@ use crate::dist;
 use crate::env::Env;
 use crate::error::{Error, Need, Step, Stop};
 use crate::format::{kind, Key, Schema, BLOCK, TREE};
+use crate::index::Absent;
 use crate::mem::{Buf, Map};
 use crate::ns;
 use crate::op::{Cred, Ino, Op, Reply, Time, ROOT};
@@ -167,8 +168,15 @@ impl World {
     }
 
     fn fetch(&mut self, need: Need) {
-        if let Need::Collection(ino) = need {
-            self.load(ino);
+        match need {
+            Need::Collection(ino) => self.load(ino),
+            Need::CatchUp(ino) => {
+                let c = self.colls.get_mut(&ino).unwrap();
+                while c.pending() > 0 {
+                    c.work(&self.env, &Absent::new(0), 64).unwrap();
+                }
+            }
+            _ => {}
         }
     }
 
