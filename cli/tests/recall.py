@@ -178,7 +178,7 @@ def test_the_same_with_little_memory():
     m = state["m"]
     m.stop()
     mib = max(1, ROWS * DIM * 4 // 10 >> 20)
-    small = home.mount(image, f"cache_mb={mib}")
+    small = home.mount(image, f"cache={mib}m")
     reads = []
     try:
         for name, want, more in (("flat", state["flat"], ()), ("hnsw", state["hnsw"], ("--ef", 64)), *((i, state[i], ()) for i in OTHERS)):

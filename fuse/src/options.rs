@@ -112,6 +112,8 @@ impl MountOptions {
                 .and_then(|n| n.checked_mul(unit))
                 .ok_or_else(|| OptionError(format!("mount option {name}: give a number, as in {name}=64")))
         };
+        let no_size =
+            || OptionError("mount option cache: give a size in bytes, or with k, m or g, as in cache=64m".into());
         match name {
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
@@ -132,6 +134,7 @@ impl MountOptions {
                 0 => return Err(OptionError("mount option threads: at least 1 is needed".to_string())),
                 n => self.threads = n.min(256) as usize,
             },
+            "cache" => self.cache_bytes = value.and_then(size).ok_or_else(no_size)?.clamp(1 << 20, 1 << 40) as usize,
             "cache_mb" => self.cache_bytes = number(1 << 20)?.clamp(1 << 20, 1 << 40) as usize,
             "log_mb" => self.log_bytes = number(1 << 20)?.clamp(1 << 20, 1 << 40),
             "powercut" => {
@@ -153,12 +156,24 @@ impl MountOptions {
             _ => {
                 return Err(OptionError(format!(
                     "mount option {option}: not known; known are ro, rw, allow_other, default_permissions, dev, suid, \
-                     exec, sync, noatime, relatime, strictatime, fsname=NAME, threads=N, cache_mb=N, log_mb=N"
+                     exec, sync, noatime, relatime, strictatime, fsname=NAME, threads=N, cache=SIZE, \
+                     cache_mb=N, log_mb=N"
                 )))
             }
         }
         Ok(())
     }
+}
+
+/// A number of bytes, or with k, m or g of KiB, MiB or GiB, as the kernel module reads it.
+fn size(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.char_indices().last()? {
+        (at, 'k' | 'K') => (&text[..at], 1 << 10),
+        (at, 'm' | 'M') => (&text[..at], 1 << 20),
+        (at, 'g' | 'G') => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 #[cfg(test)]
@@ -181,5 +196,16 @@ mod tests {
         assert!(o.parse("nonsense").unwrap_err().to_string().contains("nonsense"));
         assert!(o.parse("threads=x").is_err());
         assert!(o.parse("cache_mb=99999999999999999999").is_err());
+        for (text, bytes) in
+            [("8m", 8 << 20), ("2G", 2 << 30), ("4096K", 4 << 20), ("3000000", 3_000_000), ("1", 1 << 20)]
+        {
+            o.parse(&format!("cache={text}")).unwrap();
+            assert_eq!(o.cache_bytes, bytes, "{text}");
+        }
+        for text in
+            ["cache", "cache=", "cache=m", "cache=-1m", "cache=8ü", "cache=99999999999999999999", "cache=20000000000g"]
+        {
+            assert!(o.parse(text).unwrap_err().to_string().contains("cache=64m"), "{text}");
+        }
     }
 }

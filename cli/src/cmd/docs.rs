@@ -67,8 +67,11 @@ name in the table of mounts
 \fBthreads=\fR\fIN\fR
 threads that read requests, 1 to 256 (16)
 .TP
+\fBcache=\fR\fISIZE\fR
+bytes, or with k, m or g, for the caches of tree nodes and vectors (a quarter of the memory); the kernel module takes the same
+.TP
 \fBcache_mb=\fR\fIN\fR, \fBlog_mb=\fR\fIN\fR
-MiB for the caches of tree nodes and vectors (a quarter of the memory), and of log before a checkpoint (64)
+the same in MiB, and MiB of log before a checkpoint (64)
 .SH EXIT STATUS
 0 mounted; 1 wrong usage; 32 the mount failed.
 .SH SEE ALSO
