@@ -67,44 +67,19 @@ struct Fpu;
 
 impl Distance for Fpu {
     fn many(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
-        let native = native();
-        // SAFETY: process context; what runs until the end neither sleeps nor faults: pure arithmetic over kernel memory.
-        unsafe { c::vexfs_fpu_begin() };
-        native.many(query, batch, keys);
-        // SAFETY: ends the section above.
-        unsafe { c::vexfs_fpu_end() };
-        resched();
+        section(|n| n.many(query, batch, keys));
     }
 
     fn rough(&self, query: &Rough<'_>, batch: &Batch<'_>, keys: &mut [u32; BATCH]) {
-        let native = native();
-        // SAFETY: as in `many`.
-        unsafe { c::vexfs_fpu_begin() };
-        native.rough(query, batch, keys);
-        // SAFETY: ends the section above.
-        unsafe { c::vexfs_fpu_end() };
-        resched();
+        section(|n| n.rough(query, batch, keys));
     }
 
     fn bounds(&self, query: &Query<'_>, batch: &Batch<'_>, keys: &mut [u64; BATCH]) {
-        let native = native();
-        // SAFETY: as in `many`.
-        unsafe { c::vexfs_fpu_begin() };
-        native.bounds(query, batch, keys);
-        // SAFETY: ends the section above.
-        unsafe { c::vexfs_fpu_end() };
-        resched();
+        section(|n| n.bounds(query, batch, keys));
     }
 
     fn encode(&self, query: &Query<'_>, codes: &mut [u32]) -> bool {
-        let native = native();
-        // SAFETY: as in `many`.
-        unsafe { c::vexfs_fpu_begin() };
-        let r = native.encode(query, codes);
-        // SAFETY: ends the section above.
-        unsafe { c::vexfs_fpu_end() };
-        resched();
-        r
+        section(|n| n.encode(query, codes))
     }
 
     fn panel_put(&self, query: &Query<'_>, panel: &mut [u8], lane: usize) {
@@ -120,23 +95,11 @@ impl Distance for Fpu {
     }
 
     fn apart(&self, pairs: &Pairs, near: u64, far: u32, times: u32) -> bool {
-        let native = native();
-        // SAFETY: as in `many`.
-        unsafe { c::vexfs_fpu_begin() };
-        let r = native.apart(pairs, near, far, times);
-        // SAFETY: ends the section above.
-        unsafe { c::vexfs_fpu_end() };
-        r
+        section(|n| n.apart(pairs, near, far, times))
     }
 
     fn check(&self, words: &[u32]) -> Result<Norm, Error> {
-        let native = native();
-        // SAFETY: as in `many`.
-        unsafe { c::vexfs_fpu_begin() };
-        let r = native.check(words);
-        // SAFETY: ends the section above.
-        unsafe { c::vexfs_fpu_end() };
-        r
+        section(|n| n.check(words))
     }
 }
 
@@ -145,11 +108,24 @@ fn section<R>(f: impl FnOnce(&'static Native) -> R) -> R {
     let native = native();
     // SAFETY: process context; what runs until the end neither sleeps nor faults: pure arithmetic over kernel memory.
     unsafe { c::vexfs_fpu_begin() };
-    let r = f(native);
+    let r = aligned(native, f);
     // SAFETY: ends the section above.
     unsafe { c::vexfs_fpu_end() };
     resched();
     r
+}
+
+/// More than the stack has by itself, so that the compiler aligns it.
+#[repr(align(32))]
+struct Line(#[allow(dead_code)] [u64; 4]);
+
+/// Calls `f` with a stack as the leaf counts on: the kernel keeps it at multiples of 8, the leaf moves vectors of 16 bytes to
+/// places on it that it takes for aligned.
+#[inline(never)]
+fn aligned<R>(native: &'static Native, f: impl FnOnce(&'static Native) -> R) -> R {
+    let line = Line([0; 4]);
+    core::hint::black_box(&line);
+    f(native)
 }
 
 impl Clustering for Fpu {

@@ -369,7 +369,9 @@ impl Seek {
             self.progress.0 = self.progress.0.saturating_add(u64::from(self.at > from));
             return done.map(|_| ());
         }
-        let done = scan(&view, &mut seekers, &mut slots, env.distance, accept, &mut self.at, usize::from(self.again));
+        // What it did before may have gone by other batches: codes come and go meanwhile.
+        let repeats = if self.again { usize::MAX } else { 0 };
+        let done = scan(&view, &mut seekers, &mut slots, env.distance, accept, &mut self.at, repeats);
         self.progress.0 = self.progress.0.saturating_add(u64::from(self.at > from));
         done.map(|_| ())
     }

@@ -233,7 +233,7 @@ const SIEVES: usize = 15;
 
 /// As [`scan`] of the members of `slots` from `*at` on, for those with codes over the codes first: what these do not rule out is
 /// measured as there. Goes by groups of 64 slots, for all seekers before the next; one at which it stopped is done again,
-/// so `again` says whether that may be so of the first.
+/// so `again` says whether some may have been offered before.
 #[allow(clippy::too_many_arguments)] // the state of one scan
 #[inline(never)] // keeps stack frames small
 pub fn scan_coded(
@@ -253,7 +253,6 @@ pub fn scan_coded(
     for (s, to) in seekers.iter().zip(bytes.chunks_exact_mut(len.max(1))) {
         mem::push(&mut sieves, kernels.sieve(&s.query, to).ok_or(Error::Invalid)?)?;
     }
-    let mut again = again;
     while let Some(next) = slots.next(*at) {
         let group = next as usize / GROUP;
         let first = group.saturating_mul(GROUP) as u64;
@@ -276,7 +275,6 @@ pub fn scan_coded(
             return Ok(false);
         }
         *at = first.saturating_add(GROUP as u64);
-        again = false;
     }
     Ok(true)
 }
