@@ -115,3 +115,49 @@ fn codes_are_memory_that_may_go() {
     let truth = w.brute(&q, |_| true);
     assert_eq!(w.search(&SearchParams { query: &q, k: 5, ef: 0, radius: None, exact: false }).0, truth[..5]);
 }
+
+/// A scan that was stopped in the middle of a group goes on without codes, or with codes that were not there: nothing counts twice.
+#[test]
+fn codes_that_come_or_go_while_a_scan_stands_change_nothing() {
+    use crate::error::{Need, Stop};
+    let mut rng = Rng(8);
+    for (before, stop) in [true, false].into_iter().flat_map(|b| (1..60).step_by(7).map(move |s| (b, s))) {
+        let mut w = World::new(64, Metric::L2, 1);
+        for id in 0..300 {
+            w.put(id, random(&mut rng, 64));
+        }
+        // Slots with gaps between them: a batch is of several groups.
+        for id in 0..300 {
+            if id % 5 != 0 {
+                w.delete(id);
+            }
+        }
+        if before {
+            w.settle();
+        }
+        let q = random(&mut rng, 64);
+        let params = SearchParams { query: &[], k: 30, ef: 0, radius: None, exact: false };
+        let mut seek = Seek::new(&w.c, &params);
+        seek.push(&env(), &w.c, &q).unwrap();
+        let (mut asked, mut scratch, absent) = (0, SearchScratch::new(), Absent::new(0));
+        let mut accept = |_: u64, _: &Slot| {
+            asked += 1;
+            if asked == stop {
+                return Err(Stop::Need(Need::Space));
+            }
+            Ok(true)
+        };
+        let stopped = seek.run(&env(), &w.c, &absent, Some(&mut accept), &mut scratch).is_err();
+        assert!(stopped || stop > 30);
+        if before {
+            w.drop_codes();
+        } else {
+            w.settle();
+        }
+        seek.run(&env(), &w.c, &absent, Some(&mut accept), &mut scratch).unwrap();
+        let mut out = Vec::new();
+        seek.hits(0, &mut out).unwrap();
+        let got: Vec<_> = out.iter().map(|h| (h.key, h.id)).collect();
+        assert_eq!(got, w.brute(&q, |_| true)[..30], "codes {before}, stopped at {stop}");
+    }
+}
